@@ -1,0 +1,20 @@
+"""How knowledge gets from a peer to this model: one file a way, ``base.py`` says what they promise."""
+
+from torch import nn
+
+from codistill_ext.config import CodistillConfig
+from codistill_ext.exchange.base import Batch, Exchange
+from codistill_ext.exchange.checkpoints import CheckpointExchange
+from codistill_ext.exchange.predictions import PredictionExchange
+from codistill_ext.groups import ModelGroups
+
+__all__ = ["Batch", "Exchange", "build_exchange"]
+
+
+def build_exchange(module: nn.Module, groups: ModelGroups, config: CodistillConfig) -> Exchange | None:
+    """The exchange that the options ask for, or None where nothing crosses. All ranks must call it."""
+    if not config.active:
+        return None
+    if config.exchange == "checkpoints":
+        return CheckpointExchange(module, groups, config)
+    return PredictionExchange(groups, config)

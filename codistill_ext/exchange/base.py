@@ -1,0 +1,75 @@
+"""What every exchange promises to the wrapper."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from codistill_ext.config import CodistillConfig
+from codistill_ext.groups import ModelGroups
+from codistill_ext.traffic import TrafficCounter
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One mini-batch as an exchange sees it.
+
+    Attributes:
+        inputs: what the module is called with: a tensor, a sequence of arguments or a mapping of
+            keyword arguments.
+        student_NC: this model's logits, one row a sample or token that counts.
+        rows_of: turns what a module returned for ``inputs`` into rows like ``student_NC``.
+    """
+
+    inputs: Any
+    student_NC: Tensor
+    rows_of: Callable[[Any], Tensor]
+
+
+class Exchange(ABC):
+    """How knowledge gets from peers to this model. The only object with collectives between models.
+
+    Every rank of every model constructs it and calls its methods in the same order as its
+    counterparts, until its model leaves.
+    """
+
+    def __init__(self, groups: ModelGroups, config: CodistillConfig) -> None:
+        self.groups = groups
+        self.config = config
+        self.traffic = TrafficCounter()
+        self.peers = config.peers[groups.model_index]
+
+    @abstractmethod
+    def targets(self, batch: Batch, *, update: int, wanted: bool) -> list[Tensor]:
+        """The logits of each peer for this mini-batch, detached; empty when there is none.
+
+        Args:
+            update: optimizer steps tried so far.
+            wanted: whether they will be used (alpha is not 0 at this update).
+        """
+
+    @abstractmethod
+    def after_update(self, update: int) -> None:
+        """To be called after each optimizer step, also one that was skipped; ``update`` counts it."""
+
+    @abstractmethod
+    def staleness(self, update: int) -> dict[int, int]:
+        """For each peer with a teacher, how many updates old it is."""
+
+    @abstractmethod
+    def leave(self, update: int) -> None:
+        """This model has finished; its peers go on without it. Does not wait for them."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Wait for what is still on its way, after ``leave``."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, plain values and tensors. All ranks of the model must call it."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a ``state_dict`` of this model."""

@@ -1,0 +1,126 @@
+"""Who trains which model, and who talks to whom."""
+
+import datetime
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from codistill_ext.config import CodistillConfig
+
+MODEL_DIM, DATA_DIM = "model", "data"
+
+
+def place_ranks(world_size: int, models: int, placement: str = "contiguous") -> torch.Tensor:
+    """Lay the ranks out as a table of shape (models, ranks a model).
+
+    Raises:
+        ValueError: the models do not divide the world.
+    """
+    if world_size % models:
+        raise ValueError(
+            f"{models} models need a world size that is a multiple of {models}, but it is {world_size}: "
+            f"change --codistill-models or the number of processes"
+        )
+    ranks = torch.arange(world_size)
+    if placement == "contiguous":
+        return ranks.view(models, -1)
+    return ranks.view(-1, models).T.contiguous()
+
+
+class ModelGroups:
+    """This rank's place among ``models`` x ``ranks a model``: a DeviceMesh with names of the field.
+
+    The *model group* holds the ranks that train the same model, the *peer group* the ranks with
+    the same data-parallel rank, one of each model.
+
+    Attributes:
+        rank, world_size: of the whole job.
+        model_index, num_models: which model this rank trains, of how many.
+        data_rank, data_size: this rank's place among the ranks of its model.
+        model_group, peer_group: process groups of the device's backend, or None for groups of one.
+    """
+
+    def __init__(self, table: torch.Tensor, rank: int, mesh: DeviceMesh | None) -> None:
+        self._table = table
+        self.rank = rank
+        self.world_size = table.numel()
+        self.num_models, self.data_size = table.shape
+        (self.model_index, self.data_rank) = (table == rank).nonzero()[0].tolist()
+        self.mesh = mesh
+        self.model_group = mesh.get_group(DATA_DIM) if mesh is not None and self.data_size > 1 else None
+        self.peer_group = mesh.get_group(MODEL_DIM) if mesh is not None and self.num_models > 1 else None
+
+    @classmethod
+    def create(cls, config: CodistillConfig, device_type: str = "cpu") -> "ModelGroups":
+        """Build the groups. Every rank of the job must call it, with the same configuration.
+
+        Without an initialised process group the job is one process with one model.
+
+        Raises:
+            ValueError: ``config.models`` does not divide the world size.
+        """
+        if not dist.is_initialized():
+            if config.models > 1:
+                raise ValueError(
+                    f"{config.models} models need at least {config.models} processes, but there is one: start "
+                    f"with torchrun --nproc-per-node {config.models} (and call init_process_group)"
+                )
+            return cls(torch.zeros(1, 1, dtype=torch.long), rank=0, mesh=None)
+        table = place_ranks(dist.get_world_size(), config.models, config.placement)
+        mesh = DeviceMesh(device_type, table, mesh_dim_names=(MODEL_DIM, DATA_DIM))
+        return cls(table, dist.get_rank(), mesh)
+
+    @property
+    def is_lead(self) -> bool:
+        """Whether this rank writes files and logs for its model."""
+        return self.data_rank == 0
+
+    @property
+    def name(self) -> str:
+        return self.describe(self.model_index)
+
+    def describe(self, model_index: int) -> str:
+        """How messages call this rank's counterpart in a model."""
+        return f"model {model_index} (rank {self.counterpart(model_index)})"
+
+    def counterpart(self, model_index: int) -> int:
+        """World rank of the process of ``model_index`` that has this data-parallel rank."""
+        return int(self._table[model_index, self.data_rank])
+
+    def new_peer_group(self, timeout_s: float) -> dist.ProcessGroup:
+        """A further gloo group of this rank's peers. Every rank of the job must call it."""
+        mine = None
+        for ranks in self._table.T.tolist():
+            timeout = datetime.timedelta(seconds=timeout_s)
+            group = dist.new_group(ranks, backend="gloo", timeout=timeout)
+            if self.rank in ranks:
+                mine = group
+        assert mine is not None
+        return mine
+
+    def check_equal(self, what: str, value: dict[str, Any]) -> None:
+        """Compare a mapping with every other rank's. Every rank of the job must call it.
+
+        Raises:
+            ValueError: on every rank, if the values differ; names the keys, values and ranks.
+        """
+        if self.world_size == 1:
+            return
+        everyone: list[Any] = [None] * self.world_size
+        dist.all_gather_object(everyone, value)
+        for rank, other in enumerate(everyone):
+            keys = [key for key in everyone[0] | other if everyone[0].get(key) != other.get(key)]
+            if keys:
+                differences = "; ".join(f"{key}: {everyone[0].get(key)!r} and {other.get(key)!r}" for key in keys)
+                raise ValueError(f"{what} must be the same everywhere, but ranks 0 and {rank} differ: {differences}")
+
+    def agree(self, flag: bool, device: torch.device) -> bool:
+        """Whether ``flag`` is true on every rank of this model. Every rank of the model must call it."""
+        if self.model_group is None:
+            return flag
+        votes = torch.tensor([float(flag)], device=device)
+        dist.all_reduce(votes, op=dist.ReduceOp.MIN, group=self.model_group)
+        return not math.isclose(votes.item(), 0.0)

@@ -1,0 +1,124 @@
+"""The codistillation term: the paper's equation, and nothing else.
+
+    L(y, f_i(x)) + alpha_k * 1/(n-1) * sum over j != i of D(f_i(x), f_j(x))
+
+Legend for shapes: N rows (samples, or tokens that are not padding), C outputs (classes, or vocabulary).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from codistill_ext.config import CodistillConfig
+
+
+@dataclass(frozen=True)
+class CodistillTerm:
+    """What one mini-batch adds to the task loss of one model.
+
+    Attributes:
+        loss: alpha_k times the divergence, a scalar to add to the task loss.
+        divergence: the divergence alone, detached, in the same reduction.
+        alpha: the weight in force.
+        peers: how many peers were learned from; with 0 the loss is an exact zero without a graph.
+    """
+
+    loss: Tensor
+    divergence: Tensor
+    alpha: float
+    peers: int
+
+
+def divergence(
+    student_NC: Tensor,
+    teacher_NC: Tensor,
+    kind: str,
+    *,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """D(f_i(x), f_j(x)) of logits, in float32; no gradient reaches the teacher.
+
+    The divergences of distributions sum over the C outputs, ``mse`` takes their mean. With a
+    temperature T both logits are divided by T and the result is multiplied by T^2, so that the
+    gradient keeps its size.
+
+    Args:
+        student_NC, teacher_NC: logits of shape (N, C).
+        kind: ``kl_teacher_student`` = KL(teacher || student), ``kl_student_teacher`` =
+            KL(student || teacher), ``cross_entropy`` = -sum p_teacher log p_student, or ``mse``.
+        reduction: over the rows, ``mean`` or ``sum``, as in the task loss it is added to.
+
+    Raises:
+        ValueError: the shapes differ, or the kind or the reduction is unknown.
+    """
+    if student_NC.shape != teacher_NC.shape:
+        raise ValueError(
+            f"student and teacher must have equal shapes (rows, outputs), not {tuple(student_NC.shape)} "
+            f"and {tuple(teacher_NC.shape)}"
+        )
+    student_NC, teacher_NC = student_NC.float(), teacher_NC.detach().float()
+    if kind == "mse":
+        return _reduce((student_NC - teacher_NC).square().mean(dim=-1), reduction)
+    student_logp = F.log_softmax(student_NC / temperature, dim=-1)
+    teacher_logp = F.log_softmax(teacher_NC / temperature, dim=-1)
+    return _reduce(_of_distributions(student_logp, teacher_logp, kind), reduction) * temperature**2
+
+
+def _of_distributions(student_logp: Tensor, teacher_logp: Tensor, kind: str) -> Tensor:
+    """Divergence of each row, of log-probabilities of shape (N, C)."""
+    if kind == "kl_teacher_student":
+        return F.kl_div(student_logp, teacher_logp, reduction="none", log_target=True).sum(dim=-1)
+    if kind == "kl_student_teacher":
+        return F.kl_div(teacher_logp, student_logp, reduction="none", log_target=True).sum(dim=-1)
+    if kind == "cross_entropy":
+        return -(teacher_logp.exp() * student_logp).sum(dim=-1)
+    raise ValueError(f"unknown divergence {kind!r}")
+
+
+def _reduce(rows: Tensor, reduction: str) -> Tensor:
+    if reduction == "sum":
+        return rows.sum()
+    if reduction == "mean":
+        return rows.sum() / max(rows.numel(), 1)  # a batch of padding alone is 0, not NaN
+    raise ValueError(f"reduction is mean or sum, not {reduction!r}")
+
+
+def mean_prediction(teachers_NC: Sequence[Tensor], kind: str, temperature: float = 1.0) -> Tensor:
+    """Logits of the teachers' mean prediction (Anil et al.): of their probabilities, or for mse of their logits."""
+    if kind == "mse":
+        return torch.stack([teacher.float() for teacher in teachers_NC]).mean(dim=0)
+    logp = torch.stack([F.log_softmax(teacher.float() / temperature, dim=-1) for teacher in teachers_NC])
+    return (logp.logsumexp(dim=0) - torch.log(logp.new_tensor(len(teachers_NC)))) * temperature
+
+
+def codistillation_term(
+    student_NC: Tensor,
+    teachers_NC: Sequence[Tensor],
+    config: CodistillConfig,
+    *,
+    alpha: float,
+    reduction: str = "mean",
+) -> CodistillTerm:
+    """alpha_k * 1/(n-1) * sum over peers of D(f_i(x), f_j(x)), or D to the mean prediction.
+
+    Args:
+        student_NC: this model's logits, with their graph.
+        teachers_NC: the logits of each peer for the same rows; empty when there is none yet.
+        alpha: alpha_k, from the schedule.
+    """
+    if not teachers_NC or alpha == 0:
+        zero = student_NC.new_zeros((), dtype=torch.float32)
+        return CodistillTerm(loss=zero, divergence=zero, alpha=alpha, peers=0)
+    targets = teachers_NC
+    if config.target == "mean":
+        targets = [mean_prediction(teachers_NC, config.divergence, config.temperature)]
+    divergences = [
+        divergence(student_NC, target, config.divergence, temperature=config.temperature, reduction=reduction)
+        for target in targets
+    ]
+    mean = torch.stack(divergences).mean()
+    return CodistillTerm(loss=alpha * mean, divergence=mean.detach(), alpha=alpha, peers=len(teachers_NC))

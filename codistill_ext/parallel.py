@@ -1,0 +1,197 @@
+"""The group-aware wrapper: a module, data-parallel among its own ranks, that knows its peers."""
+
+import contextlib
+import hashlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from codistill_ext.config import CodistillConfig
+from codistill_ext.exchange import Batch, Exchange, build_exchange
+from codistill_ext.groups import ModelGroups
+from codistill_ext.loss import CodistillTerm, codistillation_term
+from codistill_ext.schedules import alpha_at
+
+DataParallel = Callable[[nn.Module, ModelGroups], nn.Module]
+
+
+class IdenticalModelsWarning(UserWarning):
+    """Two models that read the same data start with the same weights."""
+
+
+class CodistillParallel(nn.Module):
+    """A module that trains data-parallel in its model group and learns from its peers.
+
+    Every rank of the job must construct it, at the same place. With one model or ``alpha=0`` it is
+    the module in DistributedDataParallel, or alone on one rank.
+
+    Args:
+        module: on its device; the ranks of a model begin with the weights of its first rank.
+        groups: who trains which model.
+        config: the options of the method, the same on all ranks.
+        logits_of: picks the logits, shape (..., C), out of what the module returns.
+        data_parallel: wraps the module for the ranks of a model, when there are several;
+            DistributedDataParallel unless given.
+
+    Raises:
+        ValueError: the options, or the models where they must be alike, differ between ranks.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        groups: ModelGroups,
+        config: CodistillConfig,
+        *,
+        logits_of: Callable[[Any], Tensor] | None = None,
+        data_parallel: DataParallel | None = None,
+    ) -> None:
+        super().__init__()
+        if config.models != groups.num_models:
+            raise ValueError(f"the options are for {config.models} models, the groups for {groups.num_models}")
+        groups.check_equal("the codistillation options", config.to_dict())
+        self.groups, self.config = groups, config
+        self.updates = 0
+        self._logits_of = logits_of or _identity
+        if groups.model_group is None:
+            self.module = module
+        else:
+            self.module = (data_parallel or _distributed_data_parallel)(module, groups)
+        # Behind a property, so that the module's name for its parameters stays "module.*" alone.
+        self.__dict__["_plain"] = module
+        self.exchange: Exchange | None = build_exchange(module, groups, config)
+        if self.exchange is not None and config.coordinated:
+            _warn_if_identical(module, groups)
+
+    @property
+    def plain(self) -> nn.Module:
+        """The module itself, as one would save it or use it alone."""
+        module: nn.Module = self.__dict__["_plain"]
+        return module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def codistill(
+        self, inputs: Any, logits: Tensor, *, mask: Tensor | None = None, reduction: str = "mean"
+    ) -> CodistillTerm:
+        """The codistillation term of one training mini-batch; add its ``loss`` to the task loss.
+
+        Every rank of every model that has not left must call it once a training mini-batch.
+
+        Args:
+            inputs: what the module was called with: a tensor, a sequence of arguments, or a
+                mapping of keyword arguments.
+            logits: what it returned, shape (..., C).
+            mask: shape (...), true where a position counts; padding is neither sent nor counted.
+            reduction: ``mean`` or ``sum`` over the positions, as the task loss does it.
+
+        Raises:
+            CoordinationError: a peer read other data, or is in another round.
+            PeerTimeoutError: a peer did not come.
+        """
+        if self.exchange is None:
+            return codistillation_term(logits, [], self.config, alpha=0.0)
+        alpha = alpha_at(self.config, self.updates)
+        student_NC = _rows(logits, mask)
+        batch = Batch(inputs, student_NC, lambda output: _rows(self._logits_of(output), mask))
+        teachers_NC = self.exchange.targets(batch, update=self.updates, wanted=alpha > 0)
+        return codistillation_term(student_NC, teachers_NC, self.config, alpha=alpha, reduction=reduction)
+
+    def after_update(self) -> None:
+        """To be called after each optimizer step, on every rank; also when the step was skipped."""
+        self.updates += 1
+        if self.exchange is not None:
+            self.exchange.after_update(self.updates)
+
+    def leave(self) -> None:
+        """This model has finished training; the others go on without it. On all its ranks."""
+        if self.exchange is not None:
+            self.exchange.leave(self.updates)
+
+    def close(self) -> None:
+        """Wait for what is still on its way, after ``leave``; the others may train on for long."""
+        if self.exchange is not None:
+            self.exchange.close()
+
+    def no_sync(self) -> contextlib.AbstractContextManager[None]:
+        """As DistributedDataParallel's: gradients of the micro-batches before the last stay local."""
+        if hasattr(self.module, "no_sync"):
+            context: contextlib.AbstractContextManager[None] = self.module.no_sync()
+            return context
+        return contextlib.nullcontext()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Of the plain module: neither a prefix nor a teacher is in it."""
+        return self.plain.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.plain.load_state_dict(*args, **kwargs)
+
+    def codistill_state_dict(self) -> dict[str, Any]:
+        """What the coupling needs to resume, without the module. All ranks of the model must call it."""
+        state = None if self.exchange is None else self.exchange.state_dict()
+        return {"config": self.config.to_dict(), "updates": self.updates, "exchange": state}
+
+    def load_codistill_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the coupling.
+
+        Raises:
+            ValueError: it was saved with other options; names them.
+        """
+        saved, now = state["config"], self.config.to_dict()
+        differences = [
+            f"{key}: {saved.get(key)!r} then, {now.get(key)!r} now"
+            for key in sorted(saved | now)
+            if saved.get(key) != now.get(key) and key not in ("timeout", "check_every")
+        ]
+        if differences:
+            raise ValueError(
+                f"this run was saved with other codistillation options ({'; '.join(differences)}): resume it with "
+                f"the same ones, or begin a new run"
+            )
+        self.updates = state["updates"]
+        if self.exchange is not None:
+            self.exchange.load_state_dict(state["exchange"])
+
+
+def _identity(output: Any) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"the module returned {type(output).__name__}, not logits: give CodistillParallel a logits_of function"
+        )
+    return output
+
+
+def _rows(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Positions that count as rows: (..., C) to (N, C)."""
+    return logits.reshape(-1, logits.size(-1)) if mask is None else logits[mask]
+
+
+def _distributed_data_parallel(module: nn.Module, groups: ModelGroups) -> nn.Module:
+    device = next(module.parameters()).device
+    device_ids = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=device_ids, process_group=groups.model_group)
+
+
+def _warn_if_identical(module: nn.Module, groups: ModelGroups) -> None:
+    """Models with the same data and the same weights stay the same: there is nothing to distil."""
+    digest = hashlib.sha256()
+    for parameter in module.parameters():
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    everyone: list[Any] = [None] * groups.world_size
+    dist.all_gather_object(everyone, (groups.model_index, digest.hexdigest()))
+    twins = sorted({index for index, other in everyone if other == digest.hexdigest()})
+    if len(twins) > 1:
+        warnings.warn(
+            f"models {', '.join(map(str, twins))} start with the same weights and read the same data: unless their "
+            f"dropout differs they stay the same and there is nothing to distil. Seed each model before you build it: "
+            f"torch.manual_seed(model_seed(seed, groups.model_index))",
+            IdenticalModelsWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,135 @@
+"""Coordinated and independent data order, the seeds behind them, and the proof of which one it is."""
+
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from codistill_ext.config import CodistillConfig
+from codistill_ext.groups import ModelGroups
+
+_SEED_STEP = 15_485_863  # a prime far above any number of updates: fairseq adds the update to the seed
+_SEED_RANGE = 2**31 - 1  # numpy takes 32 bits
+_FINGERPRINT_ELEMENTS = 1 << 16
+
+
+def model_seed(seed: int, model_index: int) -> int:
+    """Seed of a model's initial weights and dropout; model 0 keeps the seed itself."""
+    return seed if model_index == 0 else (seed + _SEED_STEP * model_index) % _SEED_RANGE
+
+
+def data_seed(config: CodistillConfig, groups: ModelGroups, seed: int) -> int:
+    """Seed of a model's data order and augmentation: shared when coordinated, else its own."""
+    return seed if config.coordinated else model_seed(seed, groups.model_index)
+
+
+def _mix(value: int) -> int:
+    """The finaliser of SplitMix64 (Steele et al., 2014): spreads neighbouring numbers over 64 bits."""
+    mask = (1 << 64) - 1
+    value = (value + 0x9E3779B97F4A7C15) & mask
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
+    return value ^ (value >> 31)
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """Seed of one sample's augmentation in one epoch, whichever rank or worker loads it."""
+    return _mix(_mix(_mix(seed) ^ epoch) ^ index) >> 1  # torch takes 63 bits
+
+
+class CodistillSampler(Sampler[int]):
+    """This rank's share of the samples, in an order that is shared by the models or not.
+
+    Coordinated: the same data-parallel rank of every model gets the same indices. Independent:
+    every model has its own permutation. The last samples are repeated from the front so that the
+    shares are equal, or dropped with ``drop_last``.
+
+    Args:
+        dataset: the data, or the number of samples.
+        seed: the job's data seed, equal on all ranks.
+
+    Raises:
+        ValueError: fewer samples than ranks with ``drop_last``, or no samples.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized | int,
+        groups: ModelGroups,
+        config: CodistillConfig,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+    ) -> None:
+        self.length = dataset if isinstance(dataset, int) else len(dataset)
+        self.shards, self.shard = groups.data_size, groups.data_rank
+        self.seed = data_seed(config, groups, seed)
+        self.shuffle, self.drop_last = shuffle, drop_last
+        self.epoch, self.position = 0, 0
+        share = self.length // self.shards if drop_last else -(-self.length // self.shards)
+        if share == 0:
+            raise ValueError(f"{self.length} samples cannot be shared among {self.shards} ranks of a model")
+        self._share = share
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's order; call it before each epoch. It begins at the front."""
+        self.epoch, self.position = epoch, 0
+
+    def set_position(self, samples: int) -> None:
+        """Continue the epoch behind so many of this rank's samples."""
+        self.position = samples
+
+    def __len__(self) -> int:
+        return self._share - self.position
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.arange(self.length)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(sample_seed(self.seed, self.epoch, -1 % 2**32))
+            order = torch.randperm(self.length, generator=generator)
+        total = self._share * self.shards
+        repeats = -(-total // self.length)
+        order = order.repeat(repeats)[:total]
+        yield from order[self.shard :: self.shards][self.position :].tolist()
+
+
+def fingerprint(inputs: Any) -> int:
+    """A 63-bit number that differs when the tensors in ``inputs`` do, and is equal on every device.
+
+    Of tensors above 65536 elements an evenly spread sample is read, so the cost is bounded.
+    """
+    state = 0
+    for tensor in _tensors(inputs):
+        state = _mix(state ^ _tensor_fingerprint(tensor)) >> 1
+    return state
+
+
+def _tensors(inputs: Any) -> Iterator[Tensor]:
+    if isinstance(inputs, Tensor):
+        yield inputs
+    elif isinstance(inputs, Mapping):
+        for key in sorted(inputs):
+            yield from _tensors(inputs[key])
+    elif isinstance(inputs, Sequence) and not isinstance(inputs, str):
+        for item in inputs:
+            yield from _tensors(item)
+
+
+def _tensor_fingerprint(tensor: Tensor) -> int:
+    flat = tensor.detach().reshape(-1)
+    stride = max(1, -(-flat.numel() // _FINGERPRINT_ELEMENTS))
+    flat = flat[::stride].contiguous()
+    if flat.dtype == torch.bool:
+        flat = flat.to(torch.uint8)
+    if flat.is_floating_point():  # compare bits, so that no rounding hides a difference
+        flat = flat.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
+    # Integer sums wrap around and do not depend on the order, unlike float sums.
+    places = torch.arange(1, flat.numel() + 1, device=flat.device) * 0x9E3779B1 + 1
+    total = int((flat.to(torch.int64) * places).sum().item())
+    shape = 0
+    for size in tensor.shape:
+        shape = _mix(shape ^ size)
+    return (total ^ shape) & (2**64 - 1)

@@ -1,0 +1,50 @@
+"""The distributed run that is held against the naive one; importable by the spawned ranks."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from codistill_ext import CodistillConfig, CodistillParallel, ModelGroups
+from tests.naive import Net
+
+LR = 0.05
+
+
+def build(index: int) -> Net:
+    torch.manual_seed(100 + index)
+    return Net()
+
+
+def batches(update: int, model: int, rank: int, *, coordinated: bool) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(7919 * update + 31 * rank + (0 if coordinated else 1000003 * (model + 1)))
+    return torch.randn(6, 8, generator=generator), torch.randint(0, 5, (6,), generator=generator)
+
+
+def train(rank: int, options: dict[str, Any], updates: int) -> dict[str, Any]:
+    """Train as a user would; returns this rank's model index, state and what the coupling says."""
+    config = CodistillConfig(**options)
+    groups = ModelGroups.create(config)
+    module = build(groups.model_index)
+    model = CodistillParallel(module, groups, config)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
+    terms = []
+    for update in range(updates):
+        x, y = batches(update, groups.model_index, groups.data_rank, coordinated=config.coordinated)
+        logits = model(x)
+        term = model.codistill(x, logits)
+        loss = F.cross_entropy(logits, y) + term.loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.after_update()
+        terms.append((term.divergence.item(), term.peers))
+    model.leave()
+    model.close()
+    return {
+        "model": groups.model_index,
+        "state": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "terms": terms,
+        "traffic": model.exchange.traffic.to_dict() if model.exchange is not None else {},
+    }
