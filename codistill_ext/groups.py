@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from codistill_ext.config import CodistillConfig
 
 MODEL_DIM, DATA_DIM = "model", "data"
+_FOREVER = datetime.timedelta(days=365)
 
 
 def place_ranks(world_size: int, models: int, placement: str = "contiguous") -> torch.Tensor:
@@ -52,6 +53,8 @@ class ModelGroups:
         self.mesh = mesh
         self.model_group = mesh.get_group(DATA_DIM) if mesh is not None and self.data_size > 1 else None
         self.peer_group = mesh.get_group(MODEL_DIM) if mesh is not None and self.num_models > 1 else None
+        # Models may end hours apart, so the last meeting has no time limit.
+        self._end_group = dist.new_group(backend="gloo", timeout=_FOREVER) if self.num_models > 1 else None
 
     @classmethod
     def create(cls, config: CodistillConfig, device_type: str = "cpu") -> "ModelGroups":
@@ -116,6 +119,11 @@ class ModelGroups:
             if keys:
                 differences = "; ".join(f"{key}: {everyone[0].get(key)!r} and {other.get(key)!r}" for key in keys)
                 raise ValueError(f"{what} must be the same everywhere, but ranks 0 and {rank} differ: {differences}")
+
+    def wait_for_all(self) -> None:
+        """Wait until every rank of the job has come here, however long the other models train."""
+        if self._end_group is not None:
+            dist.barrier(group=self._end_group)
 
     def agree(self, flag: bool, device: torch.device) -> bool:
         """Whether ``flag`` is true on every rank of this model. Every rank of the model must call it."""

@@ -115,9 +115,13 @@ class CodistillParallel(nn.Module):
             self.exchange.leave(self.updates)
 
     def close(self) -> None:
-        """Wait for what is still on its way, after ``leave``; the others may train on for long."""
+        """After ``leave``: wait until every model has finished, however long the others train on.
+
+        Every rank of the job must call it before it ends.
+        """
         if self.exchange is not None:
             self.exchange.close()
+        self.groups.wait_for_all()
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         """As DistributedDataParallel's: gradients of the micro-batches before the last stay local."""

@@ -1,7 +1,7 @@
 """Exchange of weights every T updates over the process group, in the background of training."""
 
 import concurrent.futures
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from codistill_ext.config import CodistillConfig
 from codistill_ext.errors import CoordinationError, PeerTimeoutError
+from codistill_ext.exchange.background import BackgroundWorker
 from codistill_ext.exchange.base import Batch, Exchange
 from codistill_ext.exchange.channel import Channel, Header
 from codistill_ext.exchange.weights import Teacher, WeightPacker
@@ -57,7 +58,7 @@ class CheckpointExchange(Exchange):
             groups, {*self.peers, *self.students}, timeout_s=config.timeout, traffic=self.traffic
         )
         self.round = 0
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="codistill-weights")
+        self._worker = BackgroundWorker("codistill-weights")
         self._flight: Flight | None = None
         self._fingerprint = 0
 
@@ -158,7 +159,7 @@ class CheckpointExchange(Exchange):
 
     def close(self) -> None:
         self._worker.submit(self.channel.close)
-        self._worker.shutdown(wait=True)
+        self._worker.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Includes the teachers, and weights on their way, which it waits for."""

@@ -1,0 +1,83 @@
+"""(fairseq) ``--criterion codistill_label_smoothed_ce``: fairseq's criterion plus the codistillation term."""
+
+import dataclasses
+import math
+from typing import Any
+
+from fairseq.criterions import register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import (
+    LabelSmoothedCrossEntropyCriterion,
+    LabelSmoothedCrossEntropyCriterionConfig,
+)
+from fairseq.logging import metrics
+from torch import Tensor, nn
+
+from codistill_ext.config import FLAG_PREFIX, CodistillConfig
+from codistill_ext.parallel import CodistillParallel
+
+NAME = "codistill_label_smoothed_ce"
+
+# The core declares the options; fairseq wants them as fields of the criterion.
+CodistillLabelSmoothedCEConfig = dataclasses.make_dataclass(
+    "CodistillLabelSmoothedCEConfig",
+    [
+        (
+            FLAG_PREFIX + option.name,
+            option.type,
+            dataclasses.field(default=option.default, metadata={"help": option.metadata["help"].replace("%", "%%")}),
+        )
+        for option in dataclasses.fields(CodistillConfig)
+    ],
+    bases=(LabelSmoothedCrossEntropyCriterionConfig,),
+    namespace={"__module__": __name__},
+)
+
+
+class _Recorder:
+    """Stands in for a model for one call, and remembers what the model returned."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self.output: Any = None
+
+    def __call__(self, **net_input: Any) -> Any:
+        self.output = self._model(**net_input)
+        return self.output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+@register_criterion(NAME, dataclass=CodistillLabelSmoothedCEConfig)
+class CodistillLabelSmoothedCE(LabelSmoothedCrossEntropyCriterion):
+    """Label-smoothed cross entropy, and in training the codistillation term, summed over the tokens.
+
+    ``loss`` and ``nll_loss`` in the log are the task's alone, in training as in validation;
+    ``codistill_loss`` is alpha times the divergence, in the same unit (base 2, a token).
+    """
+
+    @classmethod
+    def build_criterion(cls, cfg: Any, task: Any) -> "CodistillLabelSmoothedCE":
+        return cls(task, cfg.sentence_avg, cfg.label_smoothing, cfg.ignore_prefix_size, cfg.report_accuracy)
+
+    def forward(self, model: nn.Module, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, Any, dict]:
+        recorder = _Recorder(model)
+        loss, sample_size, logging_output = super().forward(recorder, sample, reduce=reduce)
+        if not (isinstance(model, CodistillParallel) and model.training and model.exchange is not None):
+            return loss, sample_size, logging_output
+        if not model.in_step:  # fairseq's NaN detector repeats a batch on one model only
+            return loss, sample_size, logging_output
+        target = model.get_targets(sample, recorder.output)
+        mask = target.ne(self.padding_idx)
+        mask[:, : self.ignore_prefix_size] = False
+        term = model.codistill(sample["net_input"], recorder.output[0], mask=mask, reduction="sum")
+        logging_output["codistill_loss"] = term.loss.detach()
+        return loss + term.loss, sample_size, logging_output
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+        super().reduce_metrics(logging_outputs)
+        if any("codistill_loss" in log for log in logging_outputs):
+            total = sum(log.get("codistill_loss", 0) for log in logging_outputs)
+            sample_size = sum(log.get("sample_size", 0) for log in logging_outputs)
+            metrics.log_scalar("codistill_loss", total / sample_size / math.log(2), sample_size, round=3)

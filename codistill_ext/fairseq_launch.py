@@ -1,0 +1,216 @@
+"""(fairseq) From fairseq's command line to a job of several models; every patch of fairseq with its reason.
+
+``install`` puts ``call_main`` in the place of fairseq's. It acts only when the criterion is ours.
+"""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from fairseq.distributed import utils as distributed_utils
+from fairseq_cli import train as fairseq_train
+from omegaconf import OmegaConf, open_dict
+
+from codistill_ext.config import CodistillConfig
+from codistill_ext.fairseq_trainer import CodistillTrainer, plain_values, replaced
+from codistill_ext.groups import ModelGroups
+from codistill_ext.runlog import RunLog
+from codistill_ext.sampling import model_seed
+
+logger = logging.getLogger(__name__)
+
+CRITERIONS = ("codistill_label_smoothed_ce",)
+_fairseq_call_main = distributed_utils.call_main
+_current_groups: ModelGroups | None = None
+
+
+def install() -> None:
+    """Patch fairseq, once. fairseq-train imports the plug-in while parsing, before it calls this."""
+    distributed_utils.call_main = call_main
+
+
+def call_main(cfg: Any, main: Callable[..., None], **kwargs: Any) -> None:
+    """In place of ``fairseq.distributed.utils.call_main``: the process group differs on CPU."""
+    if getattr(cfg.criterion, "_name", None) not in CRITERIONS or main is not fairseq_train.main:
+        return _fairseq_call_main(cfg, main, **kwargs)
+    try:
+        prepare(cfg)
+    except ValueError as error:
+        raise SystemExit(f"codistillation: {error}") from error
+    return _fairseq_call_main(cfg, train_one_model, **kwargs)
+
+
+def options_of(cfg: Any) -> CodistillConfig:
+    return CodistillConfig.from_flat(OmegaConf.to_container(cfg.criterion))
+
+
+def prepare(cfg: Any) -> None:
+    """Check the whole configuration and fill in what fairseq would get wrong, before anything starts.
+
+    Raises:
+        ValueError: what was expected, what came, what to change.
+    """
+    config = options_of(cfg)
+    if config.models > 1:
+        _refuse(cfg)
+    with open_dict(cfg):
+        _set_process_group(cfg)
+        if config.active and config.exchange == "predictions":
+            cfg.common.amp_batch_retries = 0  # a batch that one model tries twice has no counterpart
+        if config.models > 1:
+            # fairseq broadcasts a checkpoint from the world's rank 0, which other models do not have
+            cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True
+    world_size = cfg.distributed_training.distributed_world_size
+    if world_size % config.models or world_size < config.models:
+        raise ValueError(
+            f"{config.models} models need a multiple of {config.models} processes, but the world size is "
+            f"{world_size}: start with torchrun --nproc-per-node {config.models} (or a multiple), or change "
+            f"--codistill-models"
+        )
+
+
+def _refuse(cfg: Any) -> None:
+    """What would average gradients over the whole world, and so mix the models."""
+    training = cfg.distributed_training
+    mixing = {
+        "--ddp-backend slowmo": training.ddp_backend == "slowmo",
+        "--ddp-backend fully_sharded": training.ddp_backend == "fully_sharded",
+        "--use-bmuf": cfg.optimization.use_bmuf,
+        "--pipeline-model-parallel": training.pipeline_model_parallel,
+        "--model-parallel-size": cfg.common.model_parallel_size > 1,
+        "--tpu": cfg.common.tpu,
+    }
+    for option, given in mixing.items():
+        if given:
+            raise ValueError(
+                f"{option} works on the whole job and would mix the {cfg.criterion.codistill_models} models: "
+                f"use --ddp-backend pytorch_ddp or legacy_ddp without it"
+            )
+
+
+def _set_process_group(cfg: Any) -> None:
+    """fairseq divides by the number of GPUs under torchrun, and never looks at it when there is one process."""
+    training = cfg.distributed_training
+    on_cpu = cfg.common.cpu or not torch.cuda.is_available()
+    under_torchrun = all(name in os.environ for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK"))
+    if training.distributed_init_method is None and under_torchrun and int(os.environ["WORLD_SIZE"]) > 1:
+        training.distributed_init_method = "env://"
+        training.distributed_world_size = int(os.environ["WORLD_SIZE"])
+        training.distributed_rank = int(os.environ["RANK"])
+        training.device_id = 0 if on_cpu else int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
+        training.distributed_no_spawn = True
+    elif on_cpu and training.distributed_init_method is None:
+        # Without a GPU fairseq spawns no process at all and ends with success.
+        training.distributed_world_size = 1
+    if on_cpu:
+        training.distributed_backend = "gloo"
+    elif training.distributed_init_method is None:
+        distributed_utils.infer_init_method(training)  # SLURM, or one process a GPU
+
+
+def train_one_model(cfg: Any, **kwargs: Any) -> None:
+    """In place of ``fairseq_cli.train.main``, in each process: main for this rank's model."""
+    # A process that fairseq spawned has unpickled this function, but has not parsed --user-dir.
+    from codistill_ext.tasks import codistill_translation  # noqa: F401
+
+    config = options_of(cfg)
+    on_cuda = torch.cuda.is_available() and not cfg.common.cpu
+    groups = ModelGroups.create(config, "cuda" if on_cuda else "cpu")
+    seed = cfg.common.seed
+    log = RunLog(cfg.checkpoint.save_dir, groups)
+    log.write_config(plain_values(OmegaConf.to_container(cfg, enum_to_str=True)))
+    _describe_own_job(cfg, groups)
+    _show_every_model(groups)
+    trainers: list[CodistillTrainer] = []
+
+    def build_trainer(*args: Any) -> CodistillTrainer:
+        trainers.append(CodistillTrainer(*args, config=config, groups=groups, log=log, seed=seed))
+        return trainers[0]
+
+    with _inside_model_group(groups, build_trainer):
+        fairseq_train.main(cfg, **kwargs)
+    trainers[0].model.leave()
+    trainers[0].model.close()
+    _write_summary(trainers[0], log, groups)
+    log.close()
+
+
+def _describe_own_job(cfg: Any, groups: ModelGroups) -> None:
+    """Let ``cfg`` describe this model's job as if it were alone: its ranks, its seed, its directory.
+
+    Master checks, file names, statistics and the fp16 scale window then come out right by themselves.
+    """
+    with open_dict(cfg):
+        cfg.distributed_training.distributed_world_size = groups.data_size
+        cfg.distributed_training.distributed_rank = groups.data_rank
+        cfg.common.seed = model_seed(cfg.common.seed, groups.model_index)
+        name = f"model{groups.model_index}"
+        cfg.checkpoint.save_dir = str(Path(cfg.checkpoint.save_dir) / name)
+        for option in ("tensorboard_logdir", "log_file"):
+            path = getattr(cfg.common, option)
+            if path and groups.num_models > 1:
+                path = Path(path)
+                path = path / name if option == "tensorboard_logdir" else path.with_stem(f"{path.stem}.{name}")
+                setattr(cfg.common, option, str(path))
+
+
+def _show_every_model(groups: ModelGroups) -> None:
+    """fairseq lets only the world's rank 0 speak."""
+    root = logging.getLogger()
+    root.setLevel(logging.INFO if groups.is_lead else logging.WARNING)
+    if groups.num_models > 1:
+        text = f"%(asctime)s | model{groups.model_index} | %(levelname)s | %(name)s | %(message)s"
+        for handler in root.handlers:
+            handler.setFormatter(logging.Formatter(text, datefmt="%Y-%m-%d %H:%M:%S"))
+
+
+@contextlib.contextmanager
+def _inside_model_group(groups: ModelGroups, build_trainer: Callable[..., CodistillTrainer]) -> Iterator[None]:
+    """The patches of fairseq that hold while ``main`` runs."""
+    global _current_groups
+    get_valid_stats = fairseq_train.get_valid_stats
+
+    def logged_valid_stats(cfg: Any, trainer: CodistillTrainer, stats: Any, tracking_best: bool) -> Any:
+        stats = get_valid_stats(cfg, trainer, stats, tracking_best)
+        if tracking_best:  # of the first subset alone
+            trainer.log_validation(stats)
+        return stats
+
+    _current_groups = groups
+    try:
+        with (
+            # Everything in fairseq asks this for world size, rank, shards, statistics and gradients.
+            replaced(distributed_utils, "get_data_parallel_group", lambda: groups.model_group),
+            replaced(fairseq_train, "Trainer", build_trainer),  # main names the class itself
+            replaced(fairseq_train, "get_valid_stats", logged_valid_stats),  # validation has no hook
+        ):
+            yield
+    finally:
+        _current_groups = None
+
+
+def current_groups() -> ModelGroups | None:
+    """The groups of the job that is running in this process, if any: for tasks, whose setup gets none."""
+    return _current_groups
+
+
+def _write_summary(trainer: CodistillTrainer, log: RunLog, groups: ModelGroups) -> None:
+    mine = {
+        "model": groups.model_index,
+        "updates": trainer.get_num_updates(),
+        "valid": trainer.valid_stats,
+        "traffic": trainer.model.exchange.traffic.to_dict() if trainer.model.exchange is not None else {},
+    }
+    everyone: list[Any] = [mine]
+    if groups.world_size > 1:
+        everyone = [None] * groups.world_size
+        dist.all_gather_object(everyone, mine if groups.is_lead else None)
+    models = sorted((one for one in everyone if one is not None), key=lambda one: one["model"])
+    log.write_summary({"models": models, "reported_by_the_paper": "model 0"})
+    logger.info("models: %s", json.dumps(models))

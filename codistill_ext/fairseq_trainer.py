@@ -1,0 +1,236 @@
+"""(fairseq) The trainer of one model among several: fairseq's, with the core's wrapper as its model.
+
+``fairseq_launch`` prepares the job; here is what happens inside it.
+"""
+
+import argparse
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq.models import distributed_fairseq_model
+from fairseq.trainer import Trainer
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from codistill_ext.config import CodistillConfig
+from codistill_ext.groups import ModelGroups
+from codistill_ext.parallel import CodistillParallel
+from codistill_ext.runlog import RunLog
+from codistill_ext.sampling import data_seed
+
+_STATE_KEY = "codistill"
+_LOGGED = {"loss", "nll_loss", "codistill_loss", "lr", "gnorm", "ups", "wps", "loss_scale"}
+
+
+class FairseqCodistillParallel(CodistillParallel):
+    """The core's wrapper with fairseq's manners: missing attributes are the model's.
+
+    Attributes:
+        in_step: whether a forward pass now is one that the peers make too. fairseq repeats batches
+            on one model alone when it looks for the layer that made a NaN.
+    """
+
+    in_step = True
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            pass
+        if hasattr(self.module, name):  # a data-parallel wrapper's own, such as all_reduce_grads
+            return getattr(self.module, name)
+        return getattr(self.plain, name)
+
+
+class CodistillTrainer(Trainer):
+    """fairseq's trainer inside one model group; ``cfg`` describes this model's ranks alone.
+
+    Args:
+        config, groups: of the method.
+        log: of the run; every model's lead writes to it.
+        seed: the job's seed; ``cfg.common.seed`` is the model's own.
+    """
+
+    def __init__(
+        self,
+        cfg: Any,
+        task: Any,
+        model: nn.Module,
+        criterion: nn.Module,
+        quantizer: Any = None,
+        *,
+        config: CodistillConfig,
+        groups: ModelGroups,
+        log: RunLog,
+        seed: int,
+    ) -> None:
+        self.config, self.groups, self.log = config, groups, log
+        self._data_seed = data_seed(config, groups, seed)
+        self._codistill_state: dict[str, Any] | None = None
+        self._batches_made = False
+        self.valid_stats: dict[str, float] = {}
+        check_vocabularies(task, groups)
+        super().__init__(cfg, task, model, criterion, quantizer)
+        if not self.use_distributed_wrapper:
+            assert groups.data_size == 1
+
+    @property
+    def model(self) -> FairseqCodistillParallel:
+        if self._wrapped_model is None:
+            self._wrapped_model = FairseqCodistillParallel(
+                self._model,
+                self.groups,
+                self.config,
+                logits_of=lambda output: output[0],
+                data_parallel=self._data_parallel,
+            )
+        return self._wrapped_model
+
+    def _data_parallel(self, module: nn.Module, groups: ModelGroups) -> nn.Module:
+        """fairseq's own choice of wrapper and its options (--ddp-backend and others)."""
+        with replaced(distributed_fairseq_model, "DistributedDataParallel", _distributed_data_parallel):
+            return distributed_fairseq_model.DistributedFairseqModel(
+                self.cfg.distributed_training, module, process_group=groups.model_group, device=self.device
+            )
+
+    def train_step(self, samples: Any, raise_oom: bool = False) -> Any:
+        """One update, and one step of the exchange whether or not the optimizer skipped it."""
+        self.model.in_step = True
+        # A batch that one model gives up for want of memory would leave its peers waiting.
+        each_batch_counts = self.config.active and self.config.exchange == "predictions"
+        output = super().train_step(samples, raise_oom=raise_oom or each_batch_counts)
+        self.model.after_update()
+        if output is not None and self.get_num_updates() % self.cfg.common.log_interval == 0:
+            values = {key: float(value) for key, value in output.items() if key in _LOGGED}
+            self._log("train", values | {"lr": float(self.get_lr())})
+        return output
+
+    def clip_grad_norm(self, clip_norm: float) -> Tensor:
+        self.model.in_step = False  # all forward passes of this update are done
+        return super().clip_grad_norm(clip_norm)
+
+    def _log(self, prefix: str, values: dict[str, float]) -> None:
+        staleness = self.model.exchange.staleness(self.model.updates) if self.model.exchange is not None else {}
+        line = {f"{prefix}/{key}": value for key, value in values.items()}
+        line |= {f"staleness/{peer}": float(age) for peer, age in staleness.items()}
+        self.log.log(line, update=self.get_num_updates())
+
+    def log_validation(self, stats: dict[str, Any]) -> None:
+        """Write a validation's results into the run's log."""
+        self.valid_stats = {
+            key: float(value) for key, value in stats.items() if isinstance(value, (int, float, Tensor))
+        }
+        self._log("valid", self.valid_stats)
+
+    def get_train_iterator(self, epoch: int, **kwargs: Any) -> Any:
+        """Batches in the order of the data's seed; a resumed run gets those of the first epoch again.
+
+        fairseq makes the batches once and only shuffles them in later epochs, but on resume would
+        make others, with the epoch in the seed.
+        """
+        if not self._batches_made and not self.cfg.dataset.update_epoch_batch_itr:
+            if not self.task.has_sharded_data(self.cfg.dataset.train_subset):
+                epoch = 1  # the caller puts the iterator at its real place
+        self._batches_made = True
+        with self._seed_of_data():
+            return super().get_train_iterator(epoch, **kwargs)
+
+    def get_valid_iterator(self, subset: str, **kwargs: Any) -> Any:
+        with self._seed_of_data():
+            return super().get_valid_iterator(subset, **kwargs)
+
+    @contextlib.contextmanager
+    def _seed_of_data(self) -> Iterator[None]:
+        own = self.cfg.common.seed
+        self.cfg.common.seed = self._data_seed
+        try:
+            yield
+        finally:
+            self.cfg.common.seed = own
+
+    def consolidate_optimizer(self) -> None:
+        """fairseq calls it on all ranks before the lead saves: the place for what all must do."""
+        super().consolidate_optimizer()
+        self._codistill_state = self.model.codistill_state_dict()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values alone, so that any fairseq command loads the file without unpickling classes."""
+        state = super().state_dict()
+        state["extra_state"][_STATE_KEY] = self._codistill_state
+        state["cfg"]["task"] = _as_dict(state["cfg"]["task"])
+        if state["cfg"]["task"].get("_name") == "codistill_translation":
+            state["cfg"]["task"]["_name"] = "translation"
+        return plain_values(state)
+
+    def save_checkpoint(self, filename: str, extra_state: dict[str, Any]) -> str | None:
+        return super().save_checkpoint(filename, plain_values(extra_state))
+
+    def load_checkpoint(self, filename: str, reset_optimizer: bool = False, *args: Any, **kwargs: Any) -> Any:
+        """Load this model's file.
+
+        Raises:
+            ValueError: the models' files are of different updates, or of other options.
+        """
+        extra_state = super().load_checkpoint(filename, reset_optimizer, *args, **kwargs)
+        state = (extra_state or {}).get(_STATE_KEY)
+        if state is not None and not reset_optimizer:
+            self.model.load_codistill_state_dict(state)
+        self.groups.check_equal(
+            "the update that the models resume from (see --restore-file)",
+            {"num_updates": self.get_num_updates(), "steps tried": self.model.updates},
+        )
+        return extra_state
+
+
+def check_vocabularies(task: Any, groups: ModelGroups) -> None:
+    """Predictions are only comparable over the same vocabulary; all ranks must call it.
+
+    Raises:
+        ValueError: a model's dictionary has other symbols or another order.
+    """
+    dictionary = task.target_dictionary
+    if dictionary is None:
+        return
+    digest = hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()
+    groups.check_equal("the target dictionary of the models", {"size": len(dictionary), "sha256": digest})
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Patch an attribute of fairseq for a while."""
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def _distributed_data_parallel(module: nn.Module, **options: Any) -> DistributedDataParallel:
+    """fairseq always names a device, which DistributedDataParallel refuses for modules on the CPU."""
+    if next(module.parameters()).device.type == "cpu":
+        options |= {"device_ids": None, "output_device": None}
+    return DistributedDataParallel(module, **options)
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    return vars(value) if isinstance(value, argparse.Namespace) else value
+
+
+def plain_values(value: Any) -> Any:
+    """Turn argparse's and numpy's classes into what ``torch.load(weights_only=True)`` reads."""
+    if isinstance(value, argparse.Namespace):
+        return plain_values(vars(value))
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, dict):
+        return type(value)((key, plain_values(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value)(plain_values(item) for item in value)
+    return value

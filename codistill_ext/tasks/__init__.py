@@ -1,0 +1,1 @@
+"""(fairseq) Tasks, imported by ``--user-dir``."""
