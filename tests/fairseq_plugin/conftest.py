@@ -1,0 +1,24 @@
+"""A small data-bin of real sentence pairs, made once."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from translation.corpus import read_pairs, shipped_prefix
+
+PAIRS = {"train": 600, "valid": 60, "test": 40}
+
+
+@pytest.fixture(scope="session")
+def data_bin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for split, count in PAIRS.items():
+        pairs = read_pairs(shipped_prefix(split), "en", "de", max_words=12)[:count]
+        for language, sentences in zip(("en", "de"), zip(*pairs, strict=True), strict=True):
+            (folder / f"{split}.{language}").write_text("\n".join(sentences) + "\n")
+    prefixes = [f"--{split}-prefix={folder / split}" for split in PAIRS]
+    command = [sys.executable, "-m", "translation.prepare", "--dest", str(folder / "bin"), "--vocab-size", "500"]
+    subprocess.run([*command, *prefixes], check=True, timeout=240)
+    return folder / "bin"

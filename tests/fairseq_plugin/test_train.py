@@ -1,0 +1,170 @@
+"""fairseq-train with the plug-in: real fairseq, real sentences, real processes."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.fairseq_plugin.commands import CRITERION, STOCK, run, same_bits, script, train, weights
+
+LAST = "checkpoint_last.pt"
+TWO = [*CRITERION, "--codistill-models", "2"]
+
+
+@pytest.fixture(scope="module")
+def stock(data_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of fairseq's own criterion, in one process."""
+    folder = tmp_path_factory.mktemp("stock")
+    train(data_bin, folder, *STOCK, "--max-update", "12")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codistilled(data_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Two models in two processes that exchange predictions: their directory, and the output."""
+    folder = tmp_path_factory.mktemp("codistilled")
+    return folder, train(data_bin, folder, *TWO, "--max-update", "12", "--task", "codistill_translation", processes=2)
+
+
+def test_one_model_is_the_stock_run_bit_for_bit(data_bin: Path, stock: Path, tmp_path: Path) -> None:
+    train(data_bin, tmp_path, *CRITERION, "--max-update", "12")
+    assert same_bits(tmp_path / "model0" / LAST, stock / LAST)
+
+
+def test_weight_zero_is_the_stock_run_bit_for_bit(data_bin: Path, stock: Path, tmp_path: Path) -> None:
+    train(data_bin, tmp_path, *TWO, "--codistill-alpha", "0", "--max-update", "12", processes=2)
+    assert same_bits(tmp_path / "model0" / LAST, stock / LAST)
+    assert not same_bits(tmp_path / "model1" / LAST, stock / LAST)
+
+
+@pytest.mark.parametrize("backend", ["pytorch_ddp", "legacy_ddp"])
+def test_weight_zero_of_two_ranks_is_one_model_on_two_ranks(data_bin: Path, tmp_path: Path, backend: str) -> None:
+    options = ["--max-update", "8", "--ddp-backend", backend, "--update-freq", "2"]
+    train(data_bin, tmp_path / "one", *CRITERION, *options, processes=2)
+    train(data_bin, tmp_path / "two", *TWO, "--codistill-alpha", "0", *options, processes=4)
+    assert same_bits(tmp_path / "one/model0" / LAST, tmp_path / "two/model0" / LAST)
+
+
+def test_every_model_is_visible(codistilled: tuple[Path, str], stock: Path) -> None:
+    folder, output = codistilled
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((folder / "summary.json").read_text())
+    for index in range(2):
+        assert re.search(rf"model{index} \| INFO \| valid .* nll_loss", output)
+        assert re.search(rf"model{index} \| INFO \| train_inner .* codistill_loss=", output)
+        assert any(f"model{index}/train/codistill_loss" in line for line in lines)
+        valid = [line for line in lines if f"model{index}/valid/nll_loss" in line]
+        assert valid and not any(f"model{index}/valid/codistill_loss" in line for line in valid)
+        assert summary["models"][index]["updates"] == 12
+        assert list((folder / f"model{index}").glob("events.out.tfevents.*"))
+        assert not same_bits(folder / f"model{index}" / LAST, stock / LAST)
+    assert (folder / "config.yaml").exists()
+
+
+def test_bytes_of_predictions_are_those_of_the_tokens(codistilled: tuple[Path, str]) -> None:
+    folder, output = codistilled
+    summary = json.loads((folder / "summary.json").read_text())
+    tokens = sum(
+        round(float(match)) * 2  # words a batch times the updates of the interval
+        for match in re.findall(r"model0 \| INFO \| train_inner .* wpb=([\d.]+)", output)
+    )
+    vocabulary = weights(folder / "model0" / LAST)["decoder.embed_tokens.weight"].size(0)
+    sent = summary["models"][0]["traffic"]["sent/predictions"]
+    assert sent == pytest.approx(tokens * vocabulary * 4, rel=0.01)  # wpb is printed rounded
+
+
+def test_stock_commands_read_the_checkpoints(codistilled: tuple[Path, str], data_bin: Path, tmp_path: Path) -> None:
+    folder, _ = codistilled
+    first, second = (str(folder / f"model{index}" / "checkpoint_best.pt") for index in range(2))
+    generate = [script("fairseq-generate"), str(data_bin), "--cpu", "--beam", "2", "--max-len-b", "10"]
+    for path in first, f"{first}:{second}":
+        output = run([*generate, "--path", path], cwd=tmp_path)
+        assert len(re.findall(r"^H-\d+\t", output, re.MULTILINE)) == 40
+    extra = torch.load(first, weights_only=True)["extra_state"]
+    assert "codistill" in extra and extra["codistill"]["config"]["models"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "processes"),
+    [
+        ((), 2),
+        (("--codistill-exchange", "checkpoints", "--codistill-period", "6", "--codistill-lag", "3"), 4),
+    ],
+    ids=["predictions", "checkpoints in flight, two ranks a model"],
+)
+def test_a_resumed_run_ends_with_the_same_bits(
+    data_bin: Path, tmp_path: Path, options: tuple[str, ...], processes: int
+) -> None:
+    options = (*TWO, *options, "--update-freq", "2", "--save-interval-updates", "8")
+    train(data_bin, tmp_path / "whole", *options, "--max-update", "20", processes=processes)
+    train(data_bin, tmp_path / "parts", *options, "--max-update", "8", processes=processes)
+    output = train(data_bin, tmp_path / "parts", *options, "--max-update", "20", processes=processes)
+    for index in range(2):
+        assert f"model{index}/checkpoint_last.pt (epoch" in output, "it did resume"
+        assert same_bits(tmp_path / f"whole/model{index}" / LAST, tmp_path / f"parts/model{index}" / LAST)
+
+
+def test_a_model_that_stops_early_hangs_nobody(data_bin: Path, tmp_path: Path) -> None:
+    """Model 1 stops after 4 updates, as by --patience; model 0 goes on to the end."""
+    launch = tmp_path / "launch.py"
+    launch.write_text(
+        "import os\n"
+        "from fairseq_cli import train\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    stops = iter([False, True])\n"
+        "    train.should_stop_early = lambda cfg, loss: loss is not None and next(stops)\n"
+        "train.cli_main()\n"
+    )
+    options = ["--max-update", "10", "--validate-interval-updates", "2", "--codistill-timeout", "60"]
+    from tests.fairseq_plugin.commands import SMALL
+
+    command = [script("torchrun"), "--standalone", "--nproc-per-node", "2", str(launch), str(data_bin)]
+    run([*command, "--user-dir", "codistill_ext", *SMALL, *TWO, *options, "--save-dir", str(tmp_path / "run")])
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert [model["updates"] for model in summary["models"]] == [10, 4]
+
+
+def test_hydra_trains_from_the_configuration_in_the_repository(data_bin: Path, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    command = [script("torchrun"), "--standalone", "--nproc-per-node", "2", "-m", "codistill_ext.hydra_train"]
+    overrides = [
+        *("--config-dir", str(root / "translation/config"), "--config-name", "codistill_transformer"),
+        *(f"task.data={data_bin}", f"checkpoint.save_dir={tmp_path}/run", f"hydra.run.dir={tmp_path}/hydra"),
+        *("optimization.max_update=4", "common.cpu=true", "dataset.max_tokens=400", "dataset.num_workers=0"),
+    ]
+    run([*command, *overrides])
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert [model["updates"] for model in summary["models"]] == [4, 4]
+    assert summary["models"][0]["traffic"]["sent/predictions"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "processes", "message"),
+    [
+        (TWO, 1, "2 models need a multiple of 2 processes, but the world size is 1: start with torchrun"),
+        ([*CRITERION, "--codistill-models", "3"], 2, "3 models need a multiple of 3 processes, but the world size is 2"),
+        ([*TWO, "--ddp-backend", "slowmo"], 2, "--ddp-backend slowmo works on the whole job and would mix"),
+        ([*TWO, "--use-bmuf"], 2, "--use-bmuf works on the whole job and would mix"),
+        ([*TWO, "--codistill-divergence", "kl"], 2, "--codistill-divergence is one of kl_teacher_student"),
+        ([*TWO, "--codistill-period", "5"], 2, "--codistill-period 5 has no effect"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_starts(
+    data_bin: Path, tmp_path: Path, options: list[str], processes: int, message: str
+) -> None:
+    output = train(data_bin, tmp_path / "run", *options, "--max-update", "1", processes=processes, fails=True)
+    assert message in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_with_other_options_is_refused(
+    data_bin: Path, codistilled: tuple[Path, str], tmp_path: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(codistilled[0], tmp_path / "run")
+    options = [*TWO, "--codistill-alpha", "0.5", "--max-update", "14"]
+    output = train(data_bin, tmp_path / "run", *options, processes=2, fails=True)
+    assert "saved with other codistillation options (alpha: 1.0 then, 0.5 now)" in output
