@@ -1,0 +1,33 @@
+"""Packages: codistill_ext (the method), vision and translation (the two trainers)."""
+
+from setuptools import find_packages, setup
+
+TRANSLATION = [
+    "ve-fairseq==0.12.3",  # imports as fairseq; the official 0.12.2 does not import under Python 3.11
+    "hydra-core>=1.3.2,<1.4",
+    "omegaconf>=2.3,<2.4",
+    "sacrebleu>=2.3",
+    "sentencepiece>=0.2",
+]
+VISION = ["torchvision>=0.21", "numpy>=1.26", "pillow>=10", "tqdm>=4.60"]
+PLOTS = ["matplotlib>=3.8"]
+DEV = ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6", "mypy>=1.11", "types-PyYAML"]
+
+setup(
+    name="codistill_ext",
+    version="0.1.0",
+    description="Codistillation: models that train at the same time and learn from each other's predictions",
+    license="MIT",
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["codistill_ext*", "vision*", "translation*"]),
+    package_data={
+        "codistill_ext": ["py.typed", "**/*.yaml"],
+        "translation": ["data/*/NOTICE", "data/*/*.xz"],
+    },
+    install_requires=["torch>=2.6", "PyYAML>=6", "safetensors>=0.4.5", "tensorboard>=2.15"],
+    extras_require={
+        "translation": TRANSLATION + PLOTS,
+        "vision": VISION + PLOTS,
+        "dev": DEV,
+    },
+)

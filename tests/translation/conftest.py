@@ -1,0 +1,66 @@
+"""A data-bin of a few hundred real pairs and, on it, a stock fairseq run of a few updates."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from translation.corpus import read_pairs, shipped_prefix
+from translation.prepare import Settings, prepare
+
+SIZES = {"train": 400, "valid": 21, "test": 13}  # the last two are no multiples of 8
+
+
+@pytest.fixture(scope="session")
+def settings() -> Settings:
+    return Settings(source_lang="en", target_lang="de", vocab_size=400, model_type="bpe", max_words=12)
+
+
+@pytest.fixture(scope="session")
+def prefixes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Plain-text parallel text cut from the shipped corpus."""
+    folder = tmp_path_factory.mktemp("text")
+    for split, size in SIZES.items():
+        pairs = read_pairs(shipped_prefix(split), "en", "de", max_words=12)[:size]
+        for side, language in enumerate(("en", "de")):
+            text = "".join(f"{pair[side]}\n" for pair in pairs)
+            (folder / f"{split}.{language}").write_text(text, encoding="utf-8")
+    return {split: folder / split for split in SIZES}
+
+
+@pytest.fixture(scope="session")
+def data_bin(tmp_path_factory: pytest.TempPathFactory, settings: Settings, prefixes: dict[str, Path]) -> Path:
+    dest = tmp_path_factory.mktemp("data") / "bin"
+    assert prepare(dest, settings, prefixes)
+    return dest
+
+
+@pytest.fixture(scope="session")
+def stock_run(tmp_path_factory: pytest.TempPathFactory, data_bin: Path) -> Path:
+    """The save directory of stock fairseq-train: 3 epochs of a very small Transformer."""
+    folder = tmp_path_factory.mktemp("stock")
+    command = [sys.executable, "-m", "fairseq_cli.train", str(data_bin), "--save-dir", str(folder), "--cpu"]
+    command += ["--arch", "transformer", "--encoder-layers", "1", "--decoder-layers", "1"]
+    command += [
+        "--encoder-embed-dim",
+        "16",
+        "--encoder-ffn-embed-dim",
+        "16",
+        "--encoder-attention-heads",
+        "1",
+    ]
+    command += [
+        "--decoder-embed-dim",
+        "16",
+        "--decoder-ffn-embed-dim",
+        "16",
+        "--decoder-attention-heads",
+        "1",
+    ]
+    command += ["--share-all-embeddings", "--criterion", "label_smoothed_cross_entropy"]
+    command += ["--optimizer", "adam", "--lr", "1e-2", "--max-tokens", "2000", "--max-epoch", "3"]
+    command += ["--num-workers", "0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder

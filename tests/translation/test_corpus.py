@@ -1,0 +1,65 @@
+"""The shipped corpus is what its NOTICE says, and bad parallel text is refused by name."""
+
+import pytest
+
+from translation.corpus import SPLITS, read_lines, read_pairs, shipped_prefix
+
+
+def test_shipped_counts_are_the_notices():
+    counts = {split: len(read_pairs(shipped_prefix(split), "en", "de")) for split in SPLITS}
+    assert counts == {"train": 38_232, "valid": 1_932, "test": 1_674}
+
+
+def test_up_to_16_source_words():
+    pairs = read_pairs(shipped_prefix("test"), "en", "de", max_words=16)
+    assert len(pairs) == 1_261
+    assert max(len(source.split()) for source, _ in pairs) == 16
+
+
+def test_no_test_sentence_is_in_train():
+    train = read_pairs(shipped_prefix("train"), "en", "de")
+    test = read_pairs(shipped_prefix("test"), "en", "de")
+    for side in (0, 1):
+        assert not {pair[side] for pair in train} & {pair[side] for pair in test}
+
+
+def test_only_a_newline_ends_a_line(tmp_path):
+    (tmp_path / "a.en").write_bytes("one\u2028still one\r\ntwo".encode())
+    assert read_lines(tmp_path / "a.en") == ["one\u2028still one\r", "two"]
+
+
+def test_missing_file_names_both_candidates(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"train\.en nor .*train\.en\.xz"):
+        read_pairs(tmp_path / "train", "en", "de")
+
+
+def test_unequal_sides_name_counts_and_files(tmp_path):
+    (tmp_path / "t.en").write_text("a\nb\nc\n")
+    (tmp_path / "t.de").write_text("a\nb\n")
+    with pytest.raises(ValueError, match=r"t\.en has 3 lines, .*t\.de has 2"):
+        read_pairs(tmp_path / "t", "en", "de")
+
+
+def test_empty_line_is_named(tmp_path):
+    (tmp_path / "t.en").write_text("a\nb\n")
+    (tmp_path / "t.de").write_text("a\n \n")
+    with pytest.raises(ValueError, match=r"t\.de line 2 is empty"):
+        read_pairs(tmp_path / "t", "en", "de")
+
+
+def test_nothing_short_enough(tmp_path):
+    (tmp_path / "t.en").write_text("a b c\n")
+    (tmp_path / "t.de").write_text("a\n")
+    with pytest.raises(ValueError, match="no pairs of at most 2 source words"):
+        read_pairs(tmp_path / "t", "en", "de", max_words=2)
+
+
+def test_not_utf8(tmp_path):
+    (tmp_path / "t.en").write_bytes(b"caf\xe9\n")
+    with pytest.raises(ValueError, match="not UTF-8: byte 3"):
+        read_lines(tmp_path / "t.en")
+
+
+def test_unknown_split():
+    with pytest.raises(ValueError, match="train, valid, test, not 'dev'"):
+        shipped_prefix("dev")

@@ -1,0 +1,86 @@
+"""Models by name: sizes as published, initial values as Goyal et al."""
+
+import pytest
+import torch
+from torch import nn
+
+from vision.cifar_resnet import CIFAR_MODELS, count_parameters
+from vision.models import build_model, model_names
+
+# He et al. 2016, table 6, in millions.
+PUBLISHED = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_sizes_are_the_published_ones(name: str) -> None:
+    millions = count_parameters(CIFAR_MODELS[name](10)) / 1e6
+    assert round(millions, 2 if millions < 1 else 1) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", CIFAR_MODELS)
+def test_depth_is_in_the_name(name: str) -> None:
+    modules = list(CIFAR_MODELS[name](10).named_modules())
+    layers = sum(isinstance(m, nn.Conv2d | nn.Linear) for n, m in modules if "shortcut" not in n)
+    assert layers == int(name.removeprefix("resnet").removesuffix("_stride2"))
+
+
+def test_the_small_net() -> None:
+    model = CIFAR_MODELS["resnet8_stride2"](10)
+    assert count_parameters(model) == 309_322
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_shortcuts_without_parameters_keep_pixels_and_add_zeros() -> None:
+    block = CIFAR_MODELS["resnet20"](10).stages[1][0]
+    pictures = torch.rand(1, 16, 8, 8)
+    out = block.shortcut(pictures)
+    assert out.shape == (1, 32, 4, 4)
+    assert torch.equal(out[:, 8:24], pictures[:, :, ::2, ::2])
+    assert out[:, :8].count_nonzero() == out[:, 24:].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("name,gammas", [("resnet18", "bn2"), ("resnet50", "bn3")])
+def test_initial_values_of_goyal(name: str, gammas: str) -> None:
+    model = build_model(name, num_classes=1000, image_sizes=[224])
+    blocks = {n: m for n, m in model.named_modules() if n.endswith(gammas)}
+    assert len(blocks) >= 8
+    assert all(m.weight.count_nonzero() == 0 for m in blocks.values())
+    assert model.fc.weight.std().item() == pytest.approx(0.01, rel=0.01)
+    assert model.fc.bias.count_nonzero() == 0
+
+
+def test_the_stride_is_in_the_3x3() -> None:
+    block = build_model("resnet50", num_classes=10, image_sizes=[224]).layer2[0]
+    assert (block.conv1.stride, block.conv2.stride) == ((1, 1), (2, 2))
+
+
+@pytest.mark.parametrize(
+    "name,size", [("googlenet", 224), ("mobilenet_v3_small", 64), ("regnet_x_400mf", 64), ("vit_b_32", 64)]
+)
+def test_torchvision_models_return_logits_in_training(name: str, size: int) -> None:
+    model = build_model(name, num_classes=7, image_sizes=[size])
+    assert model.training
+    assert model(torch.randn(2, 3, size, size)).shape == (2, 7)
+
+
+def test_all_classification_models_are_known() -> None:
+    assert {"resnet50", "resnext101_32x8d", "vit_b_16", "convnext_tiny", "resnet110"} < set(model_names())
+    assert not [name for name in model_names() if "detection" in name or "rcnn" in name or "raft" in name]
+
+
+def test_a_picture_too_small_is_an_error_that_names_the_size() -> None:
+    with pytest.raises(ValueError, match="--model alexnet cannot read 32x32"):
+        build_model("alexnet", num_classes=10, image_sizes=[32])
+
+
+def test_the_check_of_the_size_draws_no_random_numbers() -> None:
+    torch.manual_seed(1)
+    expected = CIFAR_MODELS["resnet20"](10)
+    torch.manual_seed(1)
+    model = build_model("resnet20", num_classes=10, image_sizes=[32])
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
+
+
+def test_pictures_of_another_size_in_validation_are_noticed_before_training() -> None:
+    with pytest.raises(ValueError, match="--model vit_b_32 cannot read 96x96"):
+        build_model("vit_b_32", num_classes=10, image_sizes=[64, 96])

@@ -1,0 +1,72 @@
+"""The command line: wrong input ends with a message that says what to change."""
+
+import pytest
+
+from vision.cifar_resnet import CIFAR_MODELS
+from vision.optim import build_optimizer, build_schedule
+from vision.options import build_parser, parse_options
+
+FOLDER = ["--data-path", "somewhere"]
+CIFAR = ["--dataset", "cifar10", "--model", "resnet20"]
+
+MISTAKES = [
+    ([], "--dataset imagenet needs --data-path"),
+    ([*CIFAR, "--model", "resnet21"], "--model resnet21 is unknown; choose one of"),
+    ([*CIFAR, "--device", "cuda:1"], "--device is auto, cuda or cpu"),
+    ([*CIFAR, "-b", "0"], "--batch-size must be at least 1, not 0"),
+    ([*CIFAR, "--momentum", "0"], "--momentum must be between 0 and 1"),
+    ([*CIFAR, "--label-smoothing", "1"], "--label-smoothing must be"),
+    ([*CIFAR, "--lr-warmup-epochs", "100"], "--lr-warmup-epochs must be at most --epochs 90"),
+    ([*CIFAR, "--lr-milestones", "30", "20"], "--lr-milestones must be ascending"),
+    ([*CIFAR, "--epochs", "9", "--lr-milestones", "5", "9"], "--lr-milestones 9 has no effect in 9 epochs"),
+    ([*CIFAR, "--lr-min", "0.01"], "--lr-min has no effect with --lr-scheduler multisteplr"),
+    (
+        [*CIFAR, "--lr-scheduler", "cosineannealinglr", "--lr-gamma", "0.1"],
+        "--lr-gamma has no effect with --lr-scheduler cosineannealinglr",
+    ),
+    ([*CIFAR, "--lr-warmup-decay", "0.01"], "--lr-warmup-decay has no effect without --lr-warmup-epochs"),
+    ([*CIFAR, "--amp-dtype", "bfloat16"], "--amp-dtype has no effect without --amp"),
+    ([*CIFAR, "--val-crop-size", "224"], "--val-crop-size has no effect with --dataset cifar10"),
+    ([*FOLDER, "--val-resize-size", "128"], "--val-resize-size must be at least --val-crop-size"),
+    ([*CIFAR, "--test-only"], "--test-only needs --resume"),
+    ([*CIFAR, "--test-only", "--resume", "x", "--lr", "1"], "--lr has no effect with --test-only"),
+    (
+        [*CIFAR, "--test-only", "--resume", "x", "--codistill-alpha", "1"],
+        "--codistill-alpha has no effect with --test-only",
+    ),
+    ([*CIFAR, "--codistill-models", "0"], "--codistill-models must be at least 1"),
+    ([*CIFAR, "--codistill-models", "2", "--codistill-period", "9"], "--codistill-period 9 has no effect"),
+]
+
+
+@pytest.mark.parametrize("argv,message", MISTAKES, ids=[message for _, message in MISTAKES])
+def test_mistakes(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_options(build_parser(), argv)
+    assert stop.value.code == 2
+    assert f"error: {message}" in " ".join(capsys.readouterr().err.split())
+
+
+def test_defaults_are_goyals() -> None:
+    args, config = parse_options(build_parser(), FOLDER)
+    assert (args.momentum, args.weight_decay, args.norm_weight_decay) == (0.9, 1e-4, 0.0)
+    assert (args.lr, args.batch_size, args.epochs, args.lr_milestones) == (0.1, 32, 90, [30, 60, 80])
+    assert config.models == 1
+
+
+def test_the_learning_rate_of_goyal() -> None:
+    options = ["-b", "64", "--lr", "0.2", "--lr-warmup-epochs", "5", "--lr-warmup-decay", "0.5"]
+    args, _ = parse_options(build_parser(), [*FOLDER, *options])
+    lr_at = build_schedule(args)
+    rates = [lr_at(epoch) for epoch in (0, 2.5, 5, 29.9, 30, 60, 80)]
+    assert rates == pytest.approx([0.1, 0.15, 0.2, 0.2, 0.02, 0.002, 0.0002])
+
+
+def test_norms_have_a_weight_decay_of_their_own() -> None:
+    model = CIFAR_MODELS["resnet20"](10)
+    optimizer = build_optimizer(model, lr=0.1, momentum=0.9, weight_decay=1e-4, norm_weight_decay=0.0)
+    others, norms = optimizer.param_groups
+    assert (others["weight_decay"], norms["weight_decay"]) == (1e-4, 0.0)
+    assert len(norms["params"]) == 2 * 19
+    assert len(others["params"]) + len(norms["params"]) == len(list(model.parameters()))
+    assert others["nesterov"] and norms["nesterov"]

@@ -1,0 +1,162 @@
+"""Runs: what they write, that weight 0 is plain training, and that stopping changes nothing."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.ranks import run_ranks
+from tests.vision.small import BATCHES_AN_EPOCH, PLAIN, assert_same, final_state, run, run_rank, write_folders
+from vision.train import main
+from vision.trainer import Trainer
+
+CIFAR_TEST = ["--dataset", "cifar10", "--model", "resnet8_stride2", "-b", "8"]
+TWO = [*PLAIN, "--codistill-models", "2"]
+CHECKPOINTS = ["--codistill-exchange", "checkpoints", "--codistill-period", "3", "--codistill-lag", "2"]
+
+
+def _stop_at(update: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run dies before this update."""
+    original = Trainer._train_batch
+
+    def train_batch(self: Trainer, images: torch.Tensor, labels: torch.Tensor) -> None:
+        if self.progress.update == update:
+            raise KeyboardInterrupt
+        original(self, images, labels)
+
+    monkeypatch.setattr(Trainer, "_train_batch", train_batch)
+
+
+def test_one_model_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run([*PLAIN, "--output-dir", str(tmp_path / "whole")])
+    options = [*PLAIN, "--output-dir", str(tmp_path / "stopped"), "--resume", "auto"]
+    options += ["--save-every-updates", "3"]
+    for update in (1, 4, 7, 11):  # before any checkpoint, within epochs, after an epoch's end
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            _stop_at(update, patch)
+            run(options)
+    run(options)
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "stopped"))
+
+
+@pytest.mark.parametrize("extra", [[], CHECKPOINTS], ids=["predictions", "checkpoints"])
+def test_two_models_resume_bit_for_bit(extra: list[str], tmp_path: Path) -> None:
+    options = [*TWO, *extra]
+    whole = [*options, "--max-updates", "9", "--output-dir", str(tmp_path / "whole")]
+    stopped = [*options, "--output-dir", str(tmp_path / "stopped"), "--resume", "auto", "--max-updates"]
+    run_ranks(2, run_rank, whole, [*stopped, "4"], [*stopped, "9"])
+    for model in (0, 1):
+        assert_same(final_state(tmp_path / "whole", model), final_state(tmp_path / "stopped", model))
+
+
+def test_weight_0_is_plain_training_bit_for_bit(tmp_path: Path) -> None:
+    run([*PLAIN, "--output-dir", str(tmp_path / "plain")])
+    run_ranks(2, run_rank, [*TWO, "--codistill-alpha", "0", "--output-dir", str(tmp_path / "zero")])
+    plain, zero = final_state(tmp_path / "plain"), final_state(tmp_path / "zero")
+    for key in ("model", "optimizer", "epoch_averages", "history", "random"):
+        assert_same(plain[key], zero[key], key)
+    other = final_state(tmp_path / "zero", model=1)["model"]
+    assert not torch.equal(other["conv1.weight"], zero["model"]["conv1.weight"])
+
+
+def test_two_models_on_four_ranks_and_their_summary(tmp_path: Path) -> None:
+    run_ranks(4, run_rank, [*TWO, "--epochs", "2", "--output-dir", str(tmp_path)])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert len(summary["models"]) == 2 and summary["updates"] == 2 * 3  # 19 samples a rank
+    assert summary["reported"] == summary["models"][0]["top1"]
+    assert summary["mean_top1"] == pytest.approx(sum(m["top1"] for m in summary["models"]) / 2)
+    assert 0 <= summary["agreement"] <= 1 and 0 <= summary["ensemble_top1"] <= 100
+    hits = [model["top1"] * 21 / 100 for model in summary["models"]]
+    assert hits == pytest.approx([round(hit) for hit in hits], abs=1e-4)  # every picture counted once
+    # 4 ranks send 38 x 10 logits of 4 bytes to one peer, twice over 19-sample shares of 2 ranks.
+    assert summary["bytes"]["sent/predictions"] == 2 * 2 * 38 * 10 * 4
+    for model in (0, 1):
+        assert len(summary["models"][model]["history"]) == 2
+        assert (tmp_path / f"model{model}" / "checkpoint.pt").exists()
+    keys = {key for line in (tmp_path / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
+    assert {"model0/train/codistill_loss", "model1/train/loss", "model1/valid/top1"} <= keys
+
+
+def test_models_saved_at_different_updates_resume_at_the_common_one(tmp_path: Path) -> None:
+    """Killed after model 0 was saved and before model 1 was."""
+    options = [*TWO, "--output-dir", str(tmp_path), "--resume", "auto", "--max-updates"]
+    run_ranks(2, run_rank, [*options, "4"])
+    shutil.copytree(tmp_path / "model1", tmp_path / "earlier")
+    run_ranks(2, run_rank, [*options, "5"])
+    expected = final_state(tmp_path, 0)
+    assert expected["update"] == 5
+    shutil.rmtree(tmp_path / "model1")
+    (tmp_path / "earlier").rename(tmp_path / "model1")
+    run_ranks(2, run_rank, [*options, "5"])
+    assert_same(final_state(tmp_path, 0), expected)
+    shutil.rmtree(tmp_path / "model1")
+    with pytest.raises(AssertionError, match="were saved at different updates .*rank 1: nothing"):
+        run_ranks(2, run_rank, [*options, "5"])
+
+
+def test_resume_of_another_run_names_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run([*PLAIN, "--max-updates", "2", "--output-dir", str(tmp_path)])
+    with pytest.raises(ValueError, match="already holds a run: continue it with --resume auto"):
+        run([*PLAIN, "--output-dir", str(tmp_path)])
+    with pytest.raises(ValueError, match="weight_decay: 0.0001 then, 0.5 now"):
+        run([*PLAIN, "--output-dir", str(tmp_path), "--resume", "auto", "--wd", "0.5"])
+    with pytest.raises(ValueError, match="there is nothing to resume"):
+        run([*PLAIN, "--output-dir", str(tmp_path / "new"), "--resume", str(tmp_path / "nowhere")])
+    with pytest.raises(ValueError, match="model: 'resnet8_stride2' then, 'resnet20' now"):
+        run(["--dataset", "cifar10", "--model", "resnet20", "--test-only", "--resume", str(tmp_path)])
+
+
+def test_test_only_gives_the_figures_of_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run([*PLAIN, "--max-updates", "2", "--output-dir", str(tmp_path)])
+    trained = [line for line in capsys.readouterr().out.splitlines() if line.startswith("model 0   top-1")]
+    before = sorted(p.name for p in tmp_path.iterdir())
+    run([*CIFAR_TEST, "--test-only", "--resume", str(tmp_path)])
+    assert capsys.readouterr().out.splitlines() == trained
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_the_learning_rate_moves_at_every_update(tmp_path: Path) -> None:
+    run([*PLAIN, "--print-freq", "1", "--output-dir", str(tmp_path), "--lr-warmup-epochs", "1"])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["model0/train/lr"] for line in lines if "model0/train/lr" in line]
+    assert len(set(rates)) == 3 * BATCHES_AN_EPOCH
+    assert max(rates) == rates[BATCHES_AN_EPOCH] == 0.05
+
+
+def test_torchrun_on_an_image_folder(tmp_path: Path) -> None:
+    write_folders(tmp_path / "data")
+    sizes = ["--train-crop-size", "32", "--val-resize-size", "36", "--val-crop-size", "32"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "vision.train", "--data-path", str(tmp_path / "data"), "--model", "resnet18", *sizes]
+    command += ["-b", "4", "-j", "1", "--epochs", "1", "--lr", "0.01", "--amp", "--channels-last"]
+    command += ["--output-dir", str(tmp_path / "run"), "--device", "cpu", "--codistill-models", "2"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "ensemble  top-1" in result.stdout
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [m["top5"] for m in summary["models"]] == [100, 100]  # two classes
+
+
+def test_a_mistake_ends_the_program_with_its_message(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--data-path", "nowhere"])
+    assert stop.value.code == 2
+    assert "error: nowhere/train is not a directory" in capsys.readouterr().err
+
+
+def test_one_process_for_two_models_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="2 models need at least 2 processes"):
+        run([*TWO, "--output-dir", str(tmp_path)])
+
+
+def test_an_output_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match="cannot write there .* choose another --output-dir"):
+        run([*PLAIN, "--output-dir", str(tmp_path / "file")])

@@ -1,0 +1,1 @@
+"""Translation: the embedded English-German corpus, data preparation, checkpoint averaging and BLEU."""

@@ -1,0 +1,52 @@
+"""Stock fairseq under torch's safe loading: `python -m translation.safe_load generate DATA --path ...`.
+
+torch >= 2.6 unpickles tensors and plain containers only. Checkpoints of stock `fairseq-train` also hold an
+`argparse.Namespace` and a few records, which are named here one by one; nothing else is let in. Checkpoints
+of a codistilled run hold none of them and load without this module.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+COMMANDS = ("generate", "interactive", "train", "validate")
+
+
+def missing_fairseq(error: ImportError) -> str:
+    """What to tell a user whose fairseq cannot be imported."""
+    return (
+        f"fairseq cannot be imported ({error}). The distribution that works with Python 3.11 and 3.12 is "
+        "ve-fairseq 0.12.3: pip install -e .[translation]"
+    )
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A fairseq checkpoint on the CPU, without running any code that the file brings along."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or "model" not in state:
+        raise ValueError(f"{path} is not a fairseq checkpoint: it has no 'model'")
+    return state
+
+
+def main(arguments: list[str] | None = None) -> None:
+    command, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
+    if command not in COMMANDS:
+        sys.exit(f"usage: python -m translation.safe_load {{{','.join(COMMANDS)}}} [fairseq arguments]")
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    try:
+        cli = importlib.import_module(f"fairseq_cli.{command}")
+    except ImportError as error:
+        sys.exit(missing_fairseq(error))
+    sys.argv = [f"fairseq-{command}", *rest]
+    cli.cli_main()
+
+
+if __name__ == "__main__":
+    main()

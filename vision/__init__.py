@@ -1,0 +1,1 @@
+"""The picture trainer: ImageNet after Goyal et al., and CIFAR-10."""

@@ -1,0 +1,134 @@
+"""Checkpoints of a run: one file a model, and all models resume at the same update."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from codistill_ext.groups import ModelGroups
+from codistill_ext.storage import load_checkpoint, previous_path, save_checkpoint
+from vision.datasets import Data
+
+# What must be the same for a resumed run to be the same run.
+_FIXED = (
+    "dataset model batch_size train_crop_size amp amp_dtype channels_last seed label_smoothing "
+    "momentum weight_decay norm_weight_decay epochs lr lr_scheduler lr_milestones lr_gamma lr_min "
+    "lr_warmup_epochs lr_warmup_decay"
+).split()
+_FIXED_IN_TESTS = ("dataset", "model", "models", "classes")
+
+
+def checkpoint_path(directory: Path, model_index: int) -> Path:
+    return directory / f"model{model_index}" / "checkpoint.pt"
+
+
+def identity(args: argparse.Namespace, groups: ModelGroups, data: Data) -> dict[str, Any]:
+    """The options, the layout and the data that a checkpoint belongs to."""
+    values = {name: getattr(args, name) for name in _FIXED}
+    layout = {"models": groups.num_models, "ranks_a_model": groups.data_size}
+    return values | layout | {"classes": data.num_classes, "training_samples": len(data.train)}
+
+
+def save(path: Path, state: dict[str, Any], groups: ModelGroups, device: torch.device) -> None:
+    """Save one model with the random state of each of its ranks. All ranks of the job must call it.
+
+    The models wait for each other first, so the last or the last but one file of each is of the
+    same update, whenever the job is killed.
+    """
+    state = state | {"random": _random_states(groups, device)}
+    if dist.is_initialized():
+        dist.barrier()
+    if groups.is_lead:
+        save_checkpoint(state, path)
+
+
+def load(directory: Path, groups: ModelGroups) -> dict[str, Any] | None:
+    """This model's checkpoint at the newest update that all models have; None if there is none at all.
+
+    Every rank of the job must call it.
+
+    Raises:
+        ValueError: the models have no update in common, or some have nothing.
+    """
+    path = checkpoint_path(directory, groups.model_index)
+    found = _candidates(path)
+    everyone = _gather(groups, sorted(found))
+    if not any(everyone):
+        return None
+    common = set(everyone[0]).intersection(*everyone[1:])
+    if not common:
+        have = "; ".join(f"rank {rank}: {updates or 'nothing'}" for rank, updates in enumerate(everyone))
+        raise ValueError(
+            f"the models of {directory} were saved at different updates ({have}): resume needs one that "
+            "all ranks can read; check that it is the right directory, shared by all nodes, or begin a "
+            "new run"
+        )
+    chosen = max(common)
+    if groups.is_lead and chosen < max(found):
+        _forget_newer(path)
+    return found[chosen]
+
+
+def _candidates(path: Path) -> dict[int, dict[str, Any]]:
+    found: dict[int, dict[str, Any]] = {}
+    for candidate in (previous_path(path), path):
+        try:
+            state = load_checkpoint(candidate)
+        except FileNotFoundError:
+            continue
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+        found[state["update"]] = state
+    return found
+
+
+def _forget_newer(path: Path) -> None:
+    """Or the next save would push the common update out of the two that are kept."""
+    for suffix in ("", ".sha256", ".new", ".new.sha256"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def check_identity(saved: dict[str, Any], now: dict[str, Any], *, test_only: bool) -> None:
+    """Compare what was trained with what is to be continued.
+
+    Raises:
+        ValueError: they differ; names the options.
+    """
+    names = _FIXED_IN_TESTS if test_only else tuple(now)
+    differences = [f"{n}: {saved.get(n)!r} then, {now[n]!r} now" for n in names if saved.get(n) != now[n]]
+    if differences:
+        raise ValueError(
+            f"the run to resume was made with other options ({'; '.join(differences)}): "
+            "use the same ones, or another --output-dir for a new run"
+        )
+
+
+def restore_random_state(state: dict[str, Any], groups: ModelGroups, device: torch.device) -> None:
+    mine = state["random"][groups.data_rank]
+    torch.set_rng_state(mine["cpu"])
+    if device.type == "cuda" and mine["cuda"] is not None:
+        torch.cuda.set_rng_state(mine["cuda"], device)
+
+
+def _random_states(groups: ModelGroups, device: torch.device) -> list[dict[str, Tensor | None]]:
+    """Of each rank of the model, by data-parallel rank. All of them must call it."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    mine = {"cpu": torch.get_rng_state(), "cuda": cuda}
+    if groups.model_group is None:
+        return [mine]
+    everyone: list[Any] = [None] * groups.data_size
+    dist.all_gather_object(everyone, mine, group=groups.model_group)
+    return everyone
+
+
+def _gather(groups: ModelGroups, value: Any) -> list[Any]:
+    if groups.world_size == 1:
+        return [value]
+    everyone: list[Any] = [None] * groups.world_size
+    dist.all_gather_object(everyone, value)
+    return everyone

@@ -1,0 +1,64 @@
+"""Where this process runs: its device, its process group, its precision."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A device and how tensors live on it."""
+
+    device: torch.device
+    autocast_dtype: torch.dtype | None
+    memory_format: torch.memory_format
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> Place:
+        use_cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
+        device = torch.device("cpu")
+        if use_cuda:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(device)
+        return cls(
+            device=device,
+            autocast_dtype=getattr(torch, args.amp_dtype) if args.amp else None,
+            memory_format=torch.channels_last if args.channels_last else torch.contiguous_format,
+        )
+
+    @property
+    def pin_memory(self) -> bool:
+        return self.device.type == "cuda"
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.autocast_dtype)
+
+    def put_module(self, module: nn.Module) -> nn.Module:
+        return module.to(self.device).to(memory_format=self.memory_format)
+
+    def put(self, images_BCHW: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        images_BCHW = images_BCHW.to(self.device, non_blocking=True, memory_format=self.memory_format)
+        return images_BCHW, labels_B.to(self.device, non_blocking=True)
+
+
+def start_process_group(device: torch.device, *, timeout_s: float) -> None:
+    """Join the job that torchrun started; without torchrun there is nothing to join."""
+    if "RANK" not in os.environ:
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+
+
+def stop_process_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,83 @@
+"""Models by name: torchvision's, with the initial values of Goyal et al., and the CIFAR nets."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from vision.cifar_resnet import CIFAR_MODELS
+
+# Their auxiliary classifiers would make the output in training another type than in evaluation.
+_AUXILIARY = {"googlenet", "inception_v3"}
+_SIZED = ("vit_",)
+
+
+def model_names() -> list[str]:
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return sorted(CIFAR_MODELS) + names
+
+
+def build_model(name: str, *, num_classes: int, image_sizes: Sequence[int]) -> nn.Module:
+    """A model with new weights from the global random state.
+
+    Raises:
+        ValueError: it cannot read square pictures of one of ``image_sizes``.
+    """
+    model = _construct(name, num_classes, image_sizes[0])
+    for image_size in image_sizes:
+        _check_image_size(model, name, image_size)
+    if isinstance(model, torchvision.models.ResNet):
+        _initialise_as_goyal(model)
+    return model
+
+
+def _construct(name: str, num_classes: int, image_size: int) -> nn.Module:
+    if name in CIFAR_MODELS:
+        return CIFAR_MODELS[name](num_classes)
+    options: dict[str, object] = {}
+    if name in _AUXILIARY:
+        options = {"aux_logits": False, "init_weights": True}
+    elif name.startswith(_SIZED):
+        options = {"image_size": image_size}
+    try:
+        model: nn.Module = torchvision.models.get_model(
+            name, weights=None, num_classes=num_classes, **options
+        )
+        return model
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"--model {name} does not accept {image_size}x{image_size} pictures: {error}"
+        ) from error
+
+
+def _initialise_as_goyal(model: torchvision.models.ResNet) -> None:
+    """Goyal et al., section 5.1: the last gamma of every block 0, the classifier from N(0, 0.01)."""
+    for module in model.modules():
+        if isinstance(module, Bottleneck):
+            nn.init.zeros_(module.bn3.weight)
+        elif isinstance(module, BasicBlock):
+            nn.init.zeros_(module.bn2.weight)
+    nn.init.normal_(model.fc.weight, std=0.01)
+    nn.init.zeros_(model.fc.bias)
+
+
+def _check_image_size(model: nn.Module, name: str, image_size: int) -> None:
+    """Try it on the meta device, which computes shapes alone."""
+    state = itertools.chain(model.named_parameters(), model.named_buffers())
+    shapes = {key: torch.empty_like(tensor, device="meta") for key, tensor in state}
+    pictures_BCHW = torch.empty(1, 3, image_size, image_size, device="meta")
+    training = model.training
+    try:
+        with torch.no_grad():
+            torch.func.functional_call(model.eval(), shapes, (pictures_BCHW,))
+    except (ValueError, AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"--model {name} cannot read {image_size}x{image_size} pictures ({reason}): choose another one"
+        ) from error
+    model.train(training)

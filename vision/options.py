@@ -1,0 +1,146 @@
+"""The command line: flags are named as torchvision's reference trainer names them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from codistill_ext.config import CodistillConfig
+from vision.checks import check_options
+
+DATASETS = ("imagenet", "cifar10")
+SCHEDULERS = ("multisteplr", "cosineannealinglr")
+
+EPILOG = """
+Learning rate: --lr is the rate after the warm-up, as it is used. Goyal et al. set it to
+0.1 * (images in a batch of one model) / 256, with --lr-warmup-epochs 5 from 0.1 when that is more
+than 0.1; one model's batch is --batch-size times the ranks of that model.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vision.train",
+        description="Train one or several codistilled picture classifiers. Start with torchrun for several.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_data(parser)
+    _add_model(parser)
+    _add_optimizer(parser)
+    _add_schedule(parser)
+    _add_run(parser)
+    CodistillConfig.add_arguments(parser)
+    return parser
+
+
+def parse_options(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> tuple[argparse.Namespace, CodistillConfig]:
+    """Read and check the command line; a mistake ends the program with a message and status 2."""
+    args = parser.parse_args(argv)
+    try:
+        config = CodistillConfig.from_args(args)
+        check_options(args, _given(argv))
+    except ValueError as error:
+        parser.error(str(error))
+    if args.workers is None:
+        args.workers = 0 if args.dataset == "cifar10" else 4
+    return args, config
+
+
+def _given(argv: Sequence[str] | None) -> set[str]:
+    """Names of the options that the command line sets itself, whatever their values."""
+    parser = build_parser()
+    unset = object()
+    occupied = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), unset))
+    return {name for name, value in vars(parser.parse_args(argv, occupied)).items() if value is not unset}
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", choices=DATASETS, default="imagenet")
+    group.add_argument(
+        "--data-path",
+        type=Path,
+        help="imagenet: directory with train/CLASS/*.jpg and val/CLASS/*.jpg (needed). cifar10: where it is "
+        "cached (default: $CODISTILL_DATA, else ~/.cache/codistill)",
+    )
+    group.add_argument("-b", "--batch-size", type=int, default=32, help="images a process (default: 32)")
+    group.add_argument(
+        "-j", "--workers", type=int, help="loading processes (default: 4; 0 for cifar10, which is in memory)"
+    )
+    group.add_argument("--val-resize-size", type=int, default=256, help="default: 256")
+    group.add_argument("--val-crop-size", type=int, default=224, help="default: 224")
+    group.add_argument("--train-crop-size", type=int, default=224, help="default: 224")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        default="resnet50",
+        help="a torchvision classification model, or for small pictures resnet20, resnet32, resnet44, "
+        "resnet56, resnet110 (He et al. 2016, section 4.2), resnet8_stride2 (default: resnet50)",
+    )
+    group.add_argument("--device", default="auto", help="auto (default: CUDA if there is one), cuda or cpu")
+    group.add_argument("--amp", action="store_true", help="autocast: 16-bit forward passes where safe")
+    group.add_argument("--amp-dtype", choices=("bfloat16",), default="bfloat16", help="default: bfloat16")
+    group.add_argument("--channels-last", action="store_true", help="store pictures as NHWC")
+
+
+def _add_optimizer(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("optimizer (SGD with Nesterov momentum)")
+    group.add_argument("--momentum", type=float, default=0.9, help="default: 0.9")
+    group.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, default=1e-4)
+    group.add_argument(
+        "--norm-weight-decay",
+        type=float,
+        default=0.0,
+        help="weight decay of normalisation layers' gamma and beta (default: 0, as Goyal et al.)",
+    )
+    group.add_argument("--label-smoothing", type=float, default=0.0, help="default: 0")
+
+
+def _add_schedule(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("schedule (set at every update)")
+    group.add_argument("--epochs", type=int, default=90, help="default: 90")
+    group.add_argument("--max-updates", type=int, help="stop after so many updates, wherever the epoch is")
+    group.add_argument("--lr", type=float, default=0.1, help="rate after the warm-up (default: 0.1)")
+    group.add_argument(
+        "--lr-scheduler", choices=SCHEDULERS, default="multisteplr", help="default: multisteplr"
+    )
+    group.add_argument(
+        "--lr-milestones",
+        type=float,
+        nargs="+",
+        default=[30.0, 60.0, 80.0],
+        metavar="EPOCH",
+        help="multisteplr: when the rate drops (default: 30 60 80)",
+    )
+    group.add_argument("--lr-gamma", type=float, default=0.1, help="multisteplr: factor (default: 0.1)")
+    group.add_argument("--lr-min", type=float, default=0.0, help="cosineannealinglr: last (default: 0)")
+    group.add_argument("--lr-warmup-epochs", type=float, default=0.0, help="linear warm-up (default: 0)")
+    group.add_argument(
+        "--lr-warmup-decay",
+        type=float,
+        default=0.01,
+        help="warm-up from this times --lr (default: 0.01)",
+    )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument("--output-dir", type=Path, default=Path("runs/vision"), help="default: runs/vision")
+    group.add_argument(
+        "--resume",
+        default="",
+        metavar="auto|PATH",
+        help="continue the run in --output-dir if there is one (auto), or in another run's directory",
+    )
+    group.add_argument("--save-every-updates", type=int, help="checkpoint within epochs too")
+    group.add_argument("--print-freq", type=int, default=50, help="log every so many updates (default: 50)")
+    group.add_argument("--test-only", action="store_true", help="evaluate --resume PATH and stop")
+    group.add_argument("--seed", type=int, default=0, help="of weights and data (default: 0)")

@@ -1,0 +1,170 @@
+"""One run from its data to its summary."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from codistill_ext.config import CodistillConfig
+from codistill_ext.groups import ModelGroups
+from codistill_ext.runlog import RunLog
+from vision import checkpointing
+from vision.datasets import Data, load_data
+from vision.device import Place, start_process_group
+from vision.evaluate import evaluate_together, validation_loader
+from vision.models import build_model
+from vision.trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What training and testing both need."""
+
+    args: argparse.Namespace
+    config: CodistillConfig
+    place: Place
+    data: Data
+    groups: ModelGroups
+    saved: dict[str, Any] | None
+
+
+def prepare(args: argparse.Namespace, config: CodistillConfig) -> Callable[[], None]:
+    """Get everything ready and return what then runs. All ranks of the job must call it.
+
+    Raises:
+        ValueError: the user's input is wrong: what was expected, what came, what to change.
+    """
+    place = Place.from_args(args)
+    data = load_data(args)  # it may download: before anybody waits in a collective
+    start_process_group(place.device, timeout_s=config.timeout)
+    groups = ModelGroups.create(config, place.device.type)
+    saved = _load_saved(args, groups)
+    setting = Setting(args=args, config=config, place=place, data=data, groups=groups, saved=saved)
+    return _prepare_test(setting) if args.test_only else _prepare_training(setting)
+
+
+def _load_saved(args: argparse.Namespace, groups: ModelGroups) -> dict[str, Any] | None:
+    directory = args.output_dir if args.resume == "auto" else Path(args.resume)
+    if directory != args.output_dir or not args.resume:
+        _refuse_to_overwrite(args, groups)
+    if not args.resume:
+        return None
+    saved = checkpointing.load(directory, groups)
+    if saved is None and (args.resume != "auto" or args.test_only):
+        missing = checkpointing.checkpoint_path(directory, groups.model_index)
+        raise ValueError(
+            f"there is nothing to resume: {missing} does not exist; --resume takes a run's directory"
+        )
+    return saved
+
+
+def _refuse_to_overwrite(args: argparse.Namespace, groups: ModelGroups) -> None:
+    path = checkpointing.checkpoint_path(args.output_dir, groups.model_index)
+    if path.exists() and not args.test_only:
+        raise ValueError(
+            f"--output-dir {args.output_dir} already holds a run: continue it with --resume auto, "
+            "choose another directory, or remove it"
+        )
+
+
+def _prepare_test(setting: Setting) -> Callable[[], None]:
+    args, data, groups, place = setting.args, setting.data, setting.groups, setting.place
+    assert setting.saved is not None
+    now = checkpointing.identity(args, groups, data)
+    checkpointing.check_identity(setting.saved["identity"], now, test_only=True)
+    module = build_model(args.model, num_classes=data.num_classes, image_sizes=data.image_sizes)
+    module.load_state_dict(setting.saved["model"])
+    module = place.put_module(module)
+    loader = validation_loader(data.valid, groups, place, batch_size=args.batch_size, workers=args.workers)
+
+    def test() -> None:
+        summary = evaluate_together(module, loader, groups, place)
+        if groups.rank == 0:
+            print_summary(summary)
+
+    return test
+
+
+def _prepare_training(setting: Setting) -> Callable[[], None]:
+    try:
+        log = RunLog(setting.args.output_dir, setting.groups)
+    except OSError as error:
+        raise ValueError(f"cannot write there ({error}): choose another --output-dir") from error
+    trainer = Trainer(
+        args=setting.args,
+        config=setting.config,
+        groups=setting.groups,
+        place=setting.place,
+        data=setting.data,
+        log=log,
+    )
+    if setting.saved is not None:
+        trainer.restore(setting.saved)
+
+    def train() -> None:
+        log.write_config(_plain(setting.args))
+        trainer.train()
+        trainer.model.leave()
+        trainer.model.close()
+        summary = _summarise(setting, trainer)
+        log.write_summary(summary)
+        log.close()
+        if setting.groups.rank == 0:
+            print_summary(summary)
+
+    return train
+
+
+def _summarise(setting: Setting, trainer: Trainer) -> dict[str, Any]:
+    """Every model's figures, together and in history, what crossed, and what it took."""
+    groups = setting.groups
+    summary = evaluate_together(trainer.model.plain, trainer.valid_loader, groups, setting.place)
+    exchange = trainer.model.exchange
+    mine = {
+        "model": groups.model_index,
+        "history": trainer.history,
+        "traffic": {} if exchange is None else exchange.traffic.to_dict(),
+    }
+    everyone: list[Any] = [mine]
+    if dist.is_initialized():
+        everyone = [None] * groups.world_size
+        dist.all_gather_object(everyone, mine)
+    for rank in reversed(everyone):  # the first rank of a model has the last word
+        summary["models"][rank["model"]] |= _of_history(rank["history"])
+    summary["bytes"] = dict(sum((Counter(rank["traffic"]) for rank in everyone), Counter()))
+    summary["updates"] = trainer.progress.update
+    summary["seconds"] = round(trainer.seconds, 1)
+    summary["args"] = _plain(setting.args)
+    return summary
+
+
+def _of_history(history: list[dict[str, float]]) -> dict[str, Any]:
+    """Goyal et al. quote the median of the last five epochs, which the last epoch's luck does not move."""
+    if not history:
+        return {"history": []}
+    return {"median_top1": statistics.median(epoch["top1"] for epoch in history[-5:]), "history": history}
+
+
+def _plain(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    for index, model in enumerate(summary["models"]):
+        reported = "  (the one the paper would report)" if index == 0 and len(summary["models"]) > 1 else ""
+        print(f"model {index}   top-1 {model['top1']:.2f} %  loss {model['valid_loss']:.3f}{reported}")
+    if len(summary["models"]) > 1:
+        print(f"mean      top-1 {summary['mean_top1']:.2f} %")
+        print(f"ensemble  top-1 {summary['ensemble_top1']:.2f} %")
+        print(f"agreement between the models {100 * summary['agreement']:.1f} %")
+    if "bytes" in summary:
+        sent = sum(count for kind, count in summary["bytes"].items() if kind.startswith("sent/"))
+        took = f"{summary['updates']} updates, {summary['seconds']} s"
+        print(f"sent between models: {sent / 1e6:.2f} MB in {took}")
