@@ -164,7 +164,7 @@ class CodistillConfig:
         for option in dataclasses.fields(CodistillConfig):
             group.add_argument(
                 flag(option.name),
-                type=option.type,  # type: ignore[arg-type]  # this module does not postpone annotations
+                type=option.type,  # a class: this module does not postpone annotations
                 default=option.default,
                 choices=option.metadata["choices"],
                 help=f"{option.metadata['help'].replace('%', '%%')} (default: {option.default})",

@@ -47,7 +47,7 @@ def call_main(cfg: Any, main: Callable[..., None], **kwargs: Any) -> None:
 
 
 def options_of(cfg: Any) -> CodistillConfig:
-    return CodistillConfig.from_flat(OmegaConf.to_container(cfg.criterion))
+    return CodistillConfig.from_flat(dict(cfg.criterion))
 
 
 def prepare(cfg: Any) -> None:

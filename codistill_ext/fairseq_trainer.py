@@ -80,8 +80,8 @@ class CodistillTrainer(Trainer):
 
     @property
     def model(self) -> FairseqCodistillParallel:
-        if self._wrapped_model is None:
-            self._wrapped_model = FairseqCodistillParallel(
+        if self._wrapped_model is None:  # fairseq's trainer declares it
+            self._wrapped_model: FairseqCodistillParallel | None = FairseqCodistillParallel(
                 self._model,
                 self.groups,
                 self.config,

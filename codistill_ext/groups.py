@@ -54,7 +54,7 @@ class ModelGroups:
         self.model_group = mesh.get_group(DATA_DIM) if mesh is not None and self.data_size > 1 else None
         self.peer_group = mesh.get_group(MODEL_DIM) if mesh is not None and self.num_models > 1 else None
         # Models may end hours apart, so the last meeting has no time limit.
-        self._end_group = dist.new_group(backend="gloo", timeout=_FOREVER) if self.num_models > 1 else None
+        self._end_group: Any = dist.new_group(backend="gloo", timeout=_FOREVER) if self.num_models > 1 else None
 
     @classmethod
     def create(cls, config: CodistillConfig, device_type: str = "cpu") -> "ModelGroups":
@@ -79,7 +79,7 @@ class ModelGroups:
     @property
     def is_lead(self) -> bool:
         """Whether this rank writes files and logs for its model."""
-        return self.data_rank == 0
+        return bool(self.data_rank == 0)
 
     @property
     def name(self) -> str:
@@ -95,11 +95,11 @@ class ModelGroups:
 
     def new_peer_group(self, timeout_s: float) -> dist.ProcessGroup:
         """A further gloo group of this rank's peers. Every rank of the job must call it."""
-        mine = None
+        mine: dist.ProcessGroup | None = None
         for ranks in self._table.T.tolist():
             timeout = datetime.timedelta(seconds=timeout_s)
             group = dist.new_group(ranks, backend="gloo", timeout=timeout)
-            if self.rank in ranks:
+            if isinstance(group, dist.ProcessGroup):  # else this rank is not in it
                 mine = group
         assert mine is not None
         return mine

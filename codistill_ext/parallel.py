@@ -125,10 +125,9 @@ class CodistillParallel(nn.Module):
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         """As DistributedDataParallel's: gradients of the micro-batches before the last stay local."""
-        if hasattr(self.module, "no_sync"):
-            context: contextlib.AbstractContextManager[None] = self.module.no_sync()
-            return context
-        return contextlib.nullcontext()
+        no_sync: Any = getattr(self.module, "no_sync", contextlib.nullcontext)
+        context: contextlib.AbstractContextManager[None] = no_sync()
+        return context
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Of the plain module: neither a prefix nor a teacher is in it."""

@@ -47,14 +47,10 @@ def curve(path: Path, key: str) -> Curve:
 def translation(run: Path) -> dict[str, Any]:
     """BLEU and validation NLL of each model and BLEU of the ensemble."""
     models = []
-    for path in sorted(
-        run.glob("score-model*.json"), key=lambda path: int(path.stem.removeprefix("score-model"))
-    ):
+    for path in sorted(run.glob("score-model*.json"), key=lambda path: int(path.stem.removeprefix("score-model"))):
         score = read_json(path)
         index = path.stem.removeprefix("score-")
-        nll = min(
-            (value for _, value in curve(run / "metrics.jsonl", f"{index}/valid/nll_loss")), default=math.nan
-        )
+        nll = min((value for _, value in curve(run / "metrics.jsonl", f"{index}/valid/nll_loss")), default=math.nan)
         models.append({"bleu": score["bleu"], "valid_nll": nll})
     ensemble = read_json(run / "score-ensemble.json")
     result = {"models": models, "ensemble_bleu": ensemble["bleu"], "signature": ensemble["signature"]}
@@ -70,10 +66,7 @@ def coupling(run: Path, models: int) -> dict[str, Any]:
     if agreements:
         found["agreement"] = sum(agreements) / len(agreements)
     traffic = {
-        key: value
-        for line in read_metrics(run / "metrics.jsonl")
-        for key, value in line.items()
-        if "/traffic/" in key
+        key: value for line in read_metrics(run / "metrics.jsonl") for key, value in line.items() if "/traffic/" in key
     }
     if traffic:
         kinds = sorted({key.split("/traffic/")[1] for key in traffic})

@@ -69,9 +69,7 @@ def train_naively(
             # Every rank has its own BatchNorm statistics; only those of rank 0 are kept.
             others = [_forward_apart(model, x) for x, _ in data[index][1:]]
             outputs.append([model(data[index][0][0]), *others])
-        losses = [
-            _loss(index, data[index], outputs, teachers, config, update) for index in range(config.models)
-        ]
+        losses = [_loss(index, data[index], outputs, teachers, config, update) for index in range(config.models)]
         for optimizer, loss in zip(optimizers, losses, strict=True):
             optimizer.zero_grad()
             loss.backward()

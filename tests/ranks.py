@@ -76,9 +76,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, deadlin
             stuck = [rank for rank, process in enumerate(processes) if process.is_alive()]
             if stuck:
                 raise TimeoutError(f"ranks {stuck} did not end within {deadline_s} s")
-            return [
-                torch.load(Path(directory) / f"result{rank}.pt", weights_only=False) for rank in range(world_size)
-            ]
+            return [torch.load(Path(directory) / f"result{rank}.pt", weights_only=False) for rank in range(world_size)]
         finally:
             for process in processes:
                 if process.is_alive():

@@ -87,9 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     source.add_argument("--inputs", type=Path, nargs="+", help="the checkpoints")
     source.add_argument("--dir", type=Path, help="a save directory; with --last")
     parser.add_argument("--last", type=int, default=10, help="how many of --dir (default: %(default)s)")
-    parser.add_argument(
-        "--by", choices=tuple(NAMES), default="epoch", help="checkpointE.pt or checkpoint_E_U.pt"
-    )
+    parser.add_argument("--by", choices=tuple(NAMES), default="epoch", help="checkpointE.pt or checkpoint_E_U.pt")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
     try:

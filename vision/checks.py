@@ -29,9 +29,7 @@ def check_options(args: argparse.Namespace, given: set[str]) -> None:
     _check_model(args.model)
     _check_device(args.device)
     if args.dataset == "imagenet" and args.data_path is None:
-        raise ValueError(
-            "--dataset imagenet needs --data-path, a directory with train/CLASS/* and val/CLASS/*"
-        )
+        raise ValueError("--dataset imagenet needs --data-path, a directory with train/CLASS/* and val/CLASS/*")
     if args.test_only and not args.resume:
         raise ValueError("--test-only needs --resume: the directory of the run to evaluate, or auto")
 

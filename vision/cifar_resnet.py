@@ -77,9 +77,7 @@ class CifarResNet(nn.Module):
         stages = []
         channels = widths[0]
         for index, (count, width) in enumerate(zip(blocks, widths, strict=True)):
-            stages.append(
-                _stage(channels, width, count, stride=1 if index == 0 else 2, projection=projection)
-            )
+            stages.append(_stage(channels, width, count, stride=1 if index == 0 else 2, projection=projection))
             channels = width
         self.stages = nn.Sequential(*stages)
         self.fc = nn.Linear(channels, num_classes)
@@ -94,9 +92,7 @@ class CifarResNet(nn.Module):
         return logits_BK
 
 
-def _stage(
-    channels_in: int, channels_out: int, count: int, *, stride: int, projection: bool
-) -> nn.Sequential:
+def _stage(channels_in: int, channels_out: int, count: int, *, stride: int, projection: bool) -> nn.Sequential:
     first = BasicBlock(channels_in, channels_out, stride, projection=projection)
     rest = [BasicBlock(channels_out, channels_out, 1, projection=projection) for _ in range(count - 1)]
     return nn.Sequential(first, *rest)
@@ -121,9 +117,7 @@ def _he2016(depth: int) -> Callable[[int], nn.Module]:
 def _resnet8_stride2(num_classes: int) -> nn.Module:
     # The stem halves the resolution at once and the widths double: a quarter of the pictures' area
     # at twice the channels keeps vector units busy, which is what a CPU needs.
-    return CifarResNet(
-        blocks=(1, 1, 1), widths=(32, 64, 128), stem=(4, 2, 1), projection=True, num_classes=num_classes
-    )
+    return CifarResNet(blocks=(1, 1, 1), widths=(32, 64, 128), stem=(4, 2, 1), projection=True, num_classes=num_classes)
 
 
 CIFAR_MODELS: dict[str, Callable[[int], nn.Module]] = {

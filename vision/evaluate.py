@@ -19,9 +19,7 @@ from codistill_ext.groups import ModelGroups
 from vision.device import Place
 
 
-def validation_loader(
-    dataset: Any, groups: ModelGroups, place: Place, *, batch_size: int, workers: int
-) -> Any:
+def validation_loader(dataset: Any, groups: ModelGroups, place: Place, *, batch_size: int, workers: int) -> Any:
     """This rank's share, every sample once: the same for the same data-parallel rank of every model."""
     share = range(groups.data_rank, len(dataset), groups.data_size)
     return DataLoader(
@@ -64,9 +62,7 @@ class _Totals:
         self.ensemble, self.agreeing, self.samples = self.all[-3:]
 
     @classmethod
-    def over(
-        cls, module: nn.Module, loader: Any, groups: ModelGroups, place: Place, *, together: bool
-    ) -> _Totals:
+    def over(cls, module: nn.Module, loader: Any, groups: ModelGroups, place: Place, *, together: bool) -> _Totals:
         _share_buffers(module, groups)
         totals = cls(groups.num_models if together else 1, place.device)
         training = module.training

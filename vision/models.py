@@ -45,14 +45,10 @@ def _construct(name: str, num_classes: int, image_size: int) -> nn.Module:
     elif name.startswith(_SIZED):
         options = {"image_size": image_size}
     try:
-        model: nn.Module = torchvision.models.get_model(
-            name, weights=None, num_classes=num_classes, **options
-        )
+        model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
         return model
     except (ValueError, AssertionError, RuntimeError) as error:
-        raise ValueError(
-            f"--model {name} does not accept {image_size}x{image_size} pictures: {error}"
-        ) from error
+        raise ValueError(f"--model {name} does not accept {image_size}x{image_size} pictures: {error}") from error
 
 
 def _initialise_as_goyal(model: torchvision.models.ResNet) -> None:

@@ -109,9 +109,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--epochs", type=int, default=90, help="default: 90")
     group.add_argument("--max-updates", type=int, help="stop after so many updates, wherever the epoch is")
     group.add_argument("--lr", type=float, default=0.1, help="rate after the warm-up (default: 0.1)")
-    group.add_argument(
-        "--lr-scheduler", choices=SCHEDULERS, default="multisteplr", help="default: multisteplr"
-    )
+    group.add_argument("--lr-scheduler", choices=SCHEDULERS, default="multisteplr", help="default: multisteplr")
     group.add_argument(
         "--lr-milestones",
         type=float,

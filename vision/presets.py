@@ -25,6 +25,4 @@ def imagenet_train(crop_size: int) -> v2.Transform:
 
 
 def imagenet_val(resize_size: int, crop_size: int) -> v2.Transform:
-    return v2.Compose(
-        [v2.Resize(resize_size, antialias=True), v2.CenterCrop(crop_size), *_to_normalised_tensor()]
-    )
+    return v2.Compose([v2.Resize(resize_size, antialias=True), v2.CenterCrop(crop_size), *_to_normalised_tensor()])

@@ -59,9 +59,7 @@ def _load_saved(args: argparse.Namespace, groups: ModelGroups) -> dict[str, Any]
     saved = checkpointing.load(directory, groups)
     if saved is None and (args.resume != "auto" or args.test_only):
         missing = checkpointing.checkpoint_path(directory, groups.model_index)
-        raise ValueError(
-            f"there is nothing to resume: {missing} does not exist; --resume takes a run's directory"
-        )
+        raise ValueError(f"there is nothing to resume: {missing} does not exist; --resume takes a run's directory")
     return saved
 
 

@@ -154,17 +154,11 @@ class Trainer:
         self.recent_averages.restart()
         values = {f"train/{name}": value for name, value in means.items()}
         values["train/lr"] = self.optimizer.param_groups[0]["lr"]
-        self.log.log(
-            values, update=progress.update, epoch=progress.epoch + progress.batch / self.batches_an_epoch
-        )
+        self.log.log(values, update=progress.update, epoch=progress.epoch + progress.batch / self.batches_an_epoch)
 
     def _is_time_to_save(self) -> bool:
         every = self.args.save_every_updates
-        return (
-            every is not None
-            and self.progress.update % every == 0
-            and self.progress.batch < self.batches_an_epoch
-        )
+        return every is not None and self.progress.update % every == 0 and self.progress.batch < self.batches_an_epoch
 
     def _finish_epoch(self, seconds: float) -> None:
         """Validate without the codistillation term, report, and save."""
@@ -173,9 +167,7 @@ class Trainer:
         valid = evaluate(self.model.plain, self.valid_loader, self.groups, self.place)
         where = progress.epoch + progress.batch / self.batches_an_epoch
         names = {"top1": "valid/top1", "top5": "valid/top5", "valid_loss": "valid/loss"}
-        self.log.log(
-            {names[name]: value for name, value in valid.items()}, update=progress.update, epoch=where
-        )
+        self.log.log({names[name]: value for name, value in valid.items()}, update=progress.update, epoch=where)
         if self.groups.is_lead:
             print(
                 _epoch_line(self.groups.model_index, where, self.args.epochs, train, valid, seconds),

@@ -60,14 +60,14 @@ class CodistillLabelSmoothedCE(LabelSmoothedCrossEntropyCriterion):
     def build_criterion(cls, cfg: Any, task: Any) -> "CodistillLabelSmoothedCE":
         return cls(task, cfg.sentence_avg, cfg.label_smoothing, cfg.ignore_prefix_size, cfg.report_accuracy)
 
-    def forward(self, model: nn.Module, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, Any, dict]:
+    def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, Any, dict[str, Any]]:
         recorder = _Recorder(model)
         loss, sample_size, logging_output = super().forward(recorder, sample, reduce=reduce)
         if not (isinstance(model, CodistillParallel) and model.training and model.exchange is not None):
             return loss, sample_size, logging_output
         if not model.in_step:  # fairseq's NaN detector repeats a batch on one model only
             return loss, sample_size, logging_output
-        target = model.get_targets(sample, recorder.output)
+        target: Tensor = model.get_targets(sample, recorder.output)
         mask = target.ne(self.padding_idx)
         mask[:, : self.ignore_prefix_size] = False
         term = model.codistill(sample["net_input"], recorder.output[0], mask=mask, reduction="sum")

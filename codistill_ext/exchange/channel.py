@@ -7,8 +7,9 @@ peer that stopped, or that is somewhere else, is an error with a name and never 
 
 import datetime
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, fields
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -149,7 +150,7 @@ class Channel:
                 f"than {self.timeout_s:g} s (--codistill-timeout): {error}"
             ) from error
 
-    def _operation(self, kind: "type[dist.isend]", tensor: Tensor, rank: int) -> dist.P2POp:  # type: ignore[valid-type]
+    def _operation(self, kind: Callable[..., Any], tensor: Tensor, rank: int) -> dist.P2POp:
         group = self.group if tensor.device.type == "cpu" else self.groups.peer_group
         return dist.P2POp(kind, tensor, rank, group=group)
 

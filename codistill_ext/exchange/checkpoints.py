@@ -54,9 +54,7 @@ class CheckpointExchange(Exchange):
         groups.check_equal("the parameters and buffers of the models", {"layout": self.packer.layout})
         self.teachers = {peer: Teacher(module, config.teacher_precision) for peer in self.peers}
         self.students = students_of(config.peers, groups.model_index)
-        self.channel = Channel(
-            groups, {*self.peers, *self.students}, timeout_s=config.timeout, traffic=self.traffic
-        )
+        self.channel = Channel(groups, {*self.peers, *self.students}, timeout_s=config.timeout, traffic=self.traffic)
         self.round = 0
         self._worker = BackgroundWorker("codistill-weights")
         self._flight: Flight | None = None
@@ -149,9 +147,7 @@ class CheckpointExchange(Exchange):
         return Arrival(arrival.stamp, row[: self.packer.total_bytes], whole=True)
 
     def staleness(self, update: int) -> dict[int, int]:
-        return {
-            peer: update - teacher.stamp for peer, teacher in self.teachers.items() if teacher.stamp is not None
-        }
+        return {peer: update - teacher.stamp for peer, teacher in self.teachers.items() if teacher.stamp is not None}
 
     def leave(self, update: int) -> None:
         header = Header(leaving=1, round=self.round, update=update)

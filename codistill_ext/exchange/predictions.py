@@ -24,9 +24,7 @@ class PredictionExchange(Exchange):
     def __init__(self, groups: ModelGroups, config: CodistillConfig) -> None:
         super().__init__(groups, config)
         self.students = students_of(config.peers, groups.model_index)
-        self.channel = Channel(
-            groups, {*self.peers, *self.students}, timeout_s=config.timeout, traffic=self.traffic
-        )
+        self.channel = Channel(groups, {*self.peers, *self.students}, timeout_s=config.timeout, traffic=self.traffic)
         self.round = 0
 
     def targets(self, batch: Batch, *, update: int, wanted: bool) -> list[Tensor]:

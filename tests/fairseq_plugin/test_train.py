@@ -144,7 +144,11 @@ def test_hydra_trains_from_the_configuration_in_the_repository(data_bin: Path, t
     ("options", "processes", "message"),
     [
         (TWO, 1, "2 models need a multiple of 2 processes, but the world size is 1: start with torchrun"),
-        ([*CRITERION, "--codistill-models", "3"], 2, "3 models need a multiple of 3 processes, but the world size is 2"),
+        (
+            [*CRITERION, "--codistill-models", "3"],
+            2,
+            "3 models need a multiple of 3 processes, but the world size is 2",
+        ),
         ([*TWO, "--ddp-backend", "slowmo"], 2, "--ddp-backend slowmo works on the whole job and would mix"),
         ([*TWO, "--use-bmuf"], 2, "--use-bmuf works on the whole job and would mix"),
         ([*TWO, "--codistill-divergence", "kl"], 2, "--codistill-divergence is one of kl_teacher_student"),
@@ -159,9 +163,7 @@ def test_mistakes_are_refused_before_anything_starts(
     assert not (tmp_path / "run").exists()
 
 
-def test_resuming_with_other_options_is_refused(
-    data_bin: Path, codistilled: tuple[Path, str], tmp_path: Path
-) -> None:
+def test_resuming_with_other_options_is_refused(data_bin: Path, codistilled: tuple[Path, str], tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(codistilled[0], tmp_path / "run")

@@ -32,9 +32,7 @@ def run(tmp_path):
     ensemble = {"bleu": 17.5, "signature": "nrefs:1|tok:13a", "sentences": 1261}
     (text / "score-ensemble.json").write_text(json.dumps(ensemble))
     (text / "seconds").write_text("300\n")
-    write_lines(
-        pictures / "metrics.jsonl", [{"update": 5, "model0/train/loss": 2.0, "model0/valid/top1": 60.0}]
-    )
+    write_lines(pictures / "metrics.jsonl", [{"update": 5, "model0/train/loss": 2.0, "model0/valid/top1": 60.0}])
     summary = {"models": [{"top1": 75.0, "history": []}, {"top1": 76.0}], "ensemble_top1": 77.0}
     summary |= {
         "agreement": 0.875,

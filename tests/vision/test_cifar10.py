@@ -28,9 +28,7 @@ def small_digest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_digest")
-def test_the_second_source_is_tried_and_the_result_cached(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_second_source_is_tried_and_the_result_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched = cifar10.load_cifar10(tmp_path)
     assert sorted(p.name for p in (tmp_path / "cifar10").iterdir()) == ["cifar10.lock", "cifar10.pt"]
     monkeypatch.setattr(cifar10, "SOURCES", {})
