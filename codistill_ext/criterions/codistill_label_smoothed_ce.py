@@ -67,7 +67,7 @@ class CodistillLabelSmoothedCE(LabelSmoothedCrossEntropyCriterion):
             return loss, sample_size, logging_output
         if not model.in_step:  # fairseq's NaN detector repeats a batch on one model only
             return loss, sample_size, logging_output
-        target: Tensor = model.get_targets(sample, recorder.output)
+        target: Tensor = recorder.get_targets(sample, recorder.output)
         mask = target.ne(self.padding_idx)
         mask[:, : self.ignore_prefix_size] = False
         term = model.codistill(sample["net_input"], recorder.output[0], mask=mask, reduction="sum")
