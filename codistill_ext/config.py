@@ -10,12 +10,24 @@ from codistill_ext.topology import peers_of_each
 
 FLAG_PREFIX = "codistill_"
 
-EXCHANGES = ("predictions", "checkpoints")
+EXCHANGES = ("predictions", "checkpoints", "files")
 DIVERGENCES = ("kl_teacher_student", "kl_student_teacher", "cross_entropy", "mse")
 TARGETS = ("each", "mean")
 DATA_ORDERS = ("auto", "coordinated", "independent")
 PLACEMENTS = ("contiguous", "interleaved")
+ENCODINGS = ("full", "half", "topk")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+TEACHER_DEVICES = ("same", "cpu")
+STALE_POLICIES = ("wait", "go_on", "drop")
+
+
+# The smallest values of the whole-number options.
+_LEAST = {"models": 1, "burn_in": 0, "distill_every": 1, "topk": 1, "period": 1, "lag": -1, "check_every": 0}
+_LEAST |= {"max_staleness": 0, "model_index": -1}
+_WEIGHTS_ONLY = (
+    *("period", "lag", "max_staleness", "stale_policy"),
+    *("teacher_precision", "teacher_device", "teacher_compile"),
+)
 
 
 def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -33,11 +45,13 @@ class CodistillConfig:
     models: int = _option(1, "how many models train at the same time; 1 is plain training")
     exchange: str = _option(
         "predictions",
-        "how knowledge crosses: predictions of every mini-batch, or checkpoints every --codistill-period updates",
+        "how knowledge crosses: predictions of every mini-batch; checkpoints every --codistill-period updates, over "
+        "the process group; or files, the same between separate jobs that share a directory",
         EXCHANGES,
     )
     alpha: float = _option(1.0, "weight of the codistillation term")
     burn_in: int = _option(0, "updates before the term is switched on")
+    distill_every: int = _option(1, "use the term in every so-many-th update; in the others it costs nothing")
     divergence: str = _option(
         "kl_teacher_student",
         "kl_teacher_student is KL(teacher || student), kl_student_teacher is KL(student || teacher), "
@@ -56,7 +70,7 @@ class CodistillConfig:
     data: str = _option(
         "auto",
         "coordinated: the models read the same mini-batches; independent: each its own; "
-        "auto: coordinated for predictions, independent for checkpoints",
+        "auto: coordinated for predictions, else independent",
         DATA_ORDERS,
     )
     placement: str = _option(
@@ -64,17 +78,40 @@ class CodistillConfig:
         "which ranks train a model: contiguous keeps its gradients inside a node, interleaved takes every n-th rank",
         PLACEMENTS,
     )
-    period: int = _option(2500, "checkpoints: updates from one exchange to the next")
+    encoding: str = _option(
+        "full",
+        "how numbers cross: full precision; half, 16 bits (of weights the parameters); topk, of predictions the "
+        "--codistill-topk largest log-probabilities and the rest of the mass in one bin",
+        ENCODINGS,
+    )
+    topk: int = _option(64, "encoding topk: how many outputs of each prediction are sent")
+    period: int = _option(2500, "checkpoints, files: updates from one exchange to the next")
     lag: int = _option(
         -1,
-        "checkpoints: updates from sending the weights to using them, in which they travel in the background; "
-        "-1 is period // 50",
+        "checkpoints, files: updates from fetching the weights to using them, in which they travel in the "
+        "background; -1 is period // 50",
     )
     teacher_precision: str = _option(
         "auto",
-        "checkpoints: precision of the teachers' forward pass; auto is 16 bits on CUDA and float32 on CPU",
+        "checkpoints, files: precision of the teachers' forward pass; auto is 16 bits on CUDA, float32 on CPU",
         PRECISIONS,
     )
+    teacher_device: str = _option(
+        "same", "checkpoints, files: keep the teachers on the same device as the model, or on the cpu", TEACHER_DEVICES
+    )
+    teacher_compile: bool = _option(False, "checkpoints, files: run the teachers through torch.compile")
+    max_staleness: int = _option(
+        0, "checkpoints, files: a teacher older than so many updates is too old; 0 is no limit"
+    )
+    stale_policy: str = _option(
+        "wait",
+        "checkpoints, files: what to do about late weights and teachers that are too old: wait for new ones; go_on "
+        "with the old ones; drop the term of teachers that are too old, and go on",
+        STALE_POLICIES,
+    )
+    dir: str = _option("", "files: the directory that the jobs share")
+    model_index: int = _option(-1, "files: which of the models this job trains, from 0")
+    settings: str = _option("", "a YAML file with options of single models, such as '1: {lr: 0.05}'")
     check_every: int = _option(
         1, "coordinated data: compare the fingerprints of the batches every so many exchanges; 0 never"
     )
@@ -90,7 +127,7 @@ class CodistillConfig:
             value = getattr(self, option.name)
             if choices is not None and value not in choices:
                 raise ValueError(f"{flag(option.name)} is one of {', '.join(choices)}, not {value!r}")
-        for name, low in (("models", 1), ("burn_in", 0), ("period", 1), ("lag", -1), ("check_every", 0)):
+        for name, low in _LEAST.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{flag(name)} must be at least {low}, not {getattr(self, name)}")
         if not self.alpha >= 0:
@@ -98,7 +135,7 @@ class CodistillConfig:
         for name in ("temperature", "timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{flag(name)} must be more than 0, not {getattr(self, name)}")
-        if self.lag >= self.period:
+        if self.lag >= self.period and self.exchange != "predictions":
             raise ValueError(
                 f"{flag('lag')} must be less than {flag('period')}, so that the weights of one exchange are in "
                 f"use before the next begins: got {self.lag} and {self.period}"
@@ -109,9 +146,21 @@ class CodistillConfig:
         """Refuse options without effect. ``models=1`` is the control run: it may keep all other options."""
         if self.models == 1:
             return
-        if self.exchange != "checkpoints":
-            for name in ("period", "lag", "teacher_precision"):
-                self._refuse_unless_default(name, f"with {flag('exchange')} {self.exchange}")
+        if self.exchange == "predictions":
+            for name in _WEIGHTS_ONLY:
+                self._refuse_unless_default(name, "with --codistill-exchange predictions")
+        elif self.encoding == "topk":
+            raise ValueError("--codistill-encoding topk is for predictions; weights can cross in full or half")
+        if self.encoding != "topk":
+            self._refuse_unless_default("topk", f"with --codistill-encoding {self.encoding}")
+        elif self.divergence == "mse" or self.target == "mean":
+            raise ValueError(
+                "--codistill-encoding topk sends no logits and other outputs from each peer: it does not go with "
+                "--codistill-divergence mse or --codistill-target mean"
+            )
+        self._check_files()
+        if self.stale_policy == "drop" and self.max_staleness == 0:
+            raise ValueError("--codistill-stale-policy drop needs a --codistill-max-staleness to tell what is too old")
         if self.exchange == "predictions" and self.data == "independent":
             raise ValueError(
                 "predictions are exchanged on the same mini-batch: use --codistill-data coordinated, "
@@ -126,6 +175,21 @@ class CodistillConfig:
                 "--codistill-target mean has no effect: no model has two peers to take the mean of "
                 f"({self.models} models, topology {self.topology})"
             )
+
+    def _check_files(self) -> None:
+        if self.exchange != "files":
+            for name in ("dir", "model_index"):
+                self._refuse_unless_default(name, f"with --codistill-exchange {self.exchange}")
+            return
+        if not self.dir or not 0 <= self.model_index < self.models:
+            raise ValueError(
+                "--codistill-exchange files needs --codistill-dir, the directory that the jobs share, and "
+                f"--codistill-model-index from 0 to {self.models - 1}: got {self.dir!r} and {self.model_index}"
+            )
+        if self.data == "coordinated":
+            raise ValueError("separate jobs do not keep step: --codistill-exchange files has independent data")
+        if self.placement != "contiguous":
+            raise ValueError("--codistill-placement has no effect with --codistill-exchange files: leave it out")
 
     def _refuse_unless_default(self, name: str, circumstance: str) -> None:
         default = next(option.default for option in dataclasses.fields(self) if option.name == name)
@@ -162,6 +226,9 @@ class CodistillConfig:
         """Add every option as a ``--codistill-*`` flag."""
         group = parser.add_argument_group("codistillation")
         for option in dataclasses.fields(CodistillConfig):
+            if option.type is bool:
+                group.add_argument(flag(option.name), action="store_true", help=option.metadata["help"])
+                continue
             group.add_argument(
                 flag(option.name),
                 type=option.type,  # a class: this module does not postpone annotations

@@ -8,7 +8,9 @@ from codistill_ext.config import CodistillConfig
 
 def alpha_at(config: CodistillConfig, update: int) -> float:
     """Weight of the codistillation term, alpha_k of the paper's equation, at update k (from 0)."""
-    return config.alpha if update >= config.burn_in else 0.0
+    if update < config.burn_in or update % config.distill_every:
+        return 0.0
+    return config.alpha
 
 
 def _warm_up(target: float, progress: float, warmup: float, start: float) -> float | None:
