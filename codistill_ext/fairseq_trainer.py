@@ -114,10 +114,8 @@ class CodistillTrainer(Trainer):
         return super().clip_grad_norm(clip_norm)
 
     def _log(self, prefix: str, values: dict[str, float]) -> None:
-        staleness = self.model.exchange.staleness(self.model.updates) if self.model.exchange is not None else {}
         line = {f"{prefix}/{key}": value for key, value in values.items()}
-        line |= {f"staleness/{peer}": float(age) for peer, age in staleness.items()}
-        self.log.log(line, update=self.get_num_updates())
+        self.log.log(line | self.model.report(), update=self.get_num_updates())
 
     def log_validation(self, stats: dict[str, Any]) -> None:
         """Write a validation's results into the run's log."""

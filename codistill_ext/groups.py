@@ -41,20 +41,27 @@ class ModelGroups:
         rank, world_size: of the whole job.
         model_index, num_models: which model this rank trains, of how many.
         data_rank, data_size: this rank's place among the ranks of its model.
+        separate_jobs: whether the other models are trained by jobs of their own (exchange of files).
         model_group, peer_group: process groups of the device's backend, or None for groups of one.
     """
 
-    def __init__(self, table: torch.Tensor, rank: int, mesh: DeviceMesh | None) -> None:
+    def __init__(
+        self, table: torch.Tensor, rank: int, mesh: DeviceMesh | None, apart: tuple[int, int] | None = None
+    ) -> None:
         self._table = table
         self.rank = rank
         self.world_size = table.numel()
-        self.num_models, self.data_size = table.shape
-        (self.model_index, self.data_rank) = (table == rank).nonzero()[0].tolist()
+        models_here, self.data_size = table.shape
+        (row, self.data_rank) = (table == rank).nonzero()[0].tolist()
+        self.separate_jobs = apart is not None
+        self.model_index: int
+        self.num_models: int
+        self.model_index, self.num_models = (row, models_here) if apart is None else apart
         self.mesh = mesh
         self.model_group = mesh.get_group(DATA_DIM) if mesh is not None and self.data_size > 1 else None
-        self.peer_group = mesh.get_group(MODEL_DIM) if mesh is not None and self.num_models > 1 else None
+        self.peer_group = mesh.get_group(MODEL_DIM) if mesh is not None and models_here > 1 else None
         # Models may end hours apart, so the last meeting has no time limit.
-        self._end_group: Any = dist.new_group(backend="gloo", timeout=_FOREVER) if self.num_models > 1 else None
+        self._end_group: Any = dist.new_group(backend="gloo", timeout=_FOREVER) if models_here > 1 else None
 
     @classmethod
     def create(cls, config: CodistillConfig, device_type: str = "cpu") -> "ModelGroups":
@@ -65,16 +72,19 @@ class ModelGroups:
         Raises:
             ValueError: ``config.models`` does not divide the world size.
         """
+        # A job of the files exchange trains one model, whatever its size.
+        apart = (config.model_index, config.models) if config.exchange == "files" and config.models > 1 else None
+        models_here = 1 if apart is not None else config.models
         if not dist.is_initialized():
-            if config.models > 1:
+            if models_here > 1:
                 raise ValueError(
                     f"{config.models} models need at least {config.models} processes, but there is one: start "
                     f"with torchrun --nproc-per-node {config.models} (and call init_process_group)"
                 )
-            return cls(torch.zeros(1, 1, dtype=torch.long), rank=0, mesh=None)
-        table = place_ranks(dist.get_world_size(), config.models, config.placement)
+            return cls(torch.zeros(1, 1, dtype=torch.long), rank=0, mesh=None, apart=apart)
+        table = place_ranks(dist.get_world_size(), models_here, config.placement)
         mesh = DeviceMesh(device_type, table, mesh_dim_names=(MODEL_DIM, DATA_DIM))
-        return cls(table, dist.get_rank(), mesh)
+        return cls(table, dist.get_rank(), mesh, apart)
 
     @property
     def is_lead(self) -> bool:
@@ -87,6 +97,9 @@ class ModelGroups:
 
     def describe(self, model_index: int) -> str:
         """How messages call this rank's counterpart in a model."""
+        if self.separate_jobs:
+            own = f" (rank {self.rank} of its job)" if model_index == self.model_index else " (a job of its own)"
+            return f"model {model_index}{own}"
         return f"model {model_index} (rank {self.counterpart(model_index)})"
 
     def counterpart(self, model_index: int) -> int:
@@ -110,15 +123,20 @@ class ModelGroups:
         Raises:
             ValueError: on every rank, if the values differ; names the keys, values and ranks.
         """
-        if self.world_size == 1:
-            return
-        everyone: list[Any] = [None] * self.world_size
-        dist.all_gather_object(everyone, value)
+        everyone = self.gather(value)
         for rank, other in enumerate(everyone):
             keys = [key for key in everyone[0] | other if everyone[0].get(key) != other.get(key)]
             if keys:
                 differences = "; ".join(f"{key}: {everyone[0].get(key)!r} and {other.get(key)!r}" for key in keys)
                 raise ValueError(f"{what} must be the same everywhere, but ranks 0 and {rank} differ: {differences}")
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank. Every rank of the job must call it."""
+        if self.world_size == 1:
+            return [value]
+        everyone: list[Any] = [None] * self.world_size
+        dist.all_gather_object(everyone, value)
+        return everyone
 
     def wait_for_all(self) -> None:
         """Wait until every rank of the job has come here, however long the other models train."""

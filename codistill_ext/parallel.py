@@ -7,12 +7,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from codistill_ext.config import CodistillConfig
-from codistill_ext.exchange import Batch, Exchange, build_exchange
+from codistill_ext.exchange import (
+    Batch,
+    Exchange,
+    ModelDescription,
+    PeerBuilder,
+    build_exchange,
+    copies_only,
+    describe_class,
+)
 from codistill_ext.groups import ModelGroups
 from codistill_ext.loss import CodistillTerm, codistillation_term
 from codistill_ext.schedules import alpha_at
@@ -37,6 +44,9 @@ class CodistillParallel(nn.Module):
         logits_of: picks the logits, shape (..., C), out of what the module returns.
         data_parallel: wraps the module for the ranks of a model, when there are several;
             DistributedDataParallel unless given.
+        description: how a peer builds this architecture; only where the models' architectures
+            differ and their weights cross.
+        build_peer: builds a peer's module from its description.
 
     Raises:
         ValueError: the options, or the models where they must be alike, differ between ranks.
@@ -50,6 +60,8 @@ class CodistillParallel(nn.Module):
         *,
         logits_of: Callable[[Any], Tensor] | None = None,
         data_parallel: DataParallel | None = None,
+        description: ModelDescription | None = None,
+        build_peer: PeerBuilder = copies_only,
     ) -> None:
         super().__init__()
         if config.models != groups.num_models:
@@ -64,7 +76,8 @@ class CodistillParallel(nn.Module):
             self.module = (data_parallel or _distributed_data_parallel)(module, groups)
         # Behind a property, so that the module's name for its parameters stays "module.*" alone.
         self.__dict__["_plain"] = module
-        self.exchange: Exchange | None = build_exchange(module, groups, config)
+        description = description or describe_class(module)
+        self.exchange: Exchange | None = build_exchange(module, groups, config, description, build_peer)
         if self.exchange is not None and config.coordinated:
             _warn_if_identical(module, groups)
 
@@ -109,6 +122,10 @@ class CodistillParallel(nn.Module):
         if self.exchange is not None:
             self.exchange.after_update(self.updates)
 
+    def report(self) -> dict[str, float]:
+        """How old what each peer teaches is, for the log: flat keys such as ``staleness/1``."""
+        return {} if self.exchange is None else self.exchange.report(self.updates)
+
     def leave(self) -> None:
         """This model has finished training; the others go on without it. On all its ranks."""
         if self.exchange is not None:
@@ -151,7 +168,7 @@ class CodistillParallel(nn.Module):
         differences = [
             f"{key}: {saved.get(key)!r} then, {now.get(key)!r} now"
             for key in sorted(saved | now)
-            if saved.get(key) != now.get(key) and key not in ("timeout", "check_every")
+            if saved.get(key) != now.get(key) and key not in ("timeout", "check_every", "dir", "settings")
         ]
         if differences:
             raise ValueError(
@@ -186,9 +203,8 @@ def _warn_if_identical(module: nn.Module, groups: ModelGroups) -> None:
     """Models with the same data and the same weights stay the same: there is nothing to distil."""
     digest = hashlib.sha256()
     for parameter in module.parameters():
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    everyone: list[Any] = [None] * groups.world_size
-    dist.all_gather_object(everyone, (groups.model_index, digest.hexdigest()))
+        digest.update(parameter.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    everyone = groups.gather((groups.model_index, digest.hexdigest()))
     twins = sorted({index for index, other in everyone if other == digest.hexdigest()})
     if len(twins) > 1:
         warnings.warn(

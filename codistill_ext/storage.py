@@ -1,35 +1,74 @@
 """Files that are there whole or not at all."""
 
-import hashlib
+import contextlib
 import os
+import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+
+_TEMPORARY = ".tmp"
 
 
 class DamagedCheckpointWarning(UserWarning):
     """A checkpoint could not be read whole, and the one before it is used."""
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomically(
+    path: Path, write: Callable[[IO[bytes]], None], *, before_rename: Callable[[], None] | None = None
+) -> None:
     """Write into a temporary neighbour, flush it to the disk and rename it to ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+    with _temporary_neighbour(path) as temporary:
+        with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are private
+        if before_rename is not None:
+            before_rename()
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
     _sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def _temporary_neighbour(path: Path) -> Iterator[Path]:
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
+    os.close(descriptor)
+    os.chmod(name, 0o644)  # mkstemp's files are private
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what killed writers left behind; nobody may be writing there."""
+    for path in directory.glob(f".*{_TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
+def put_in_place(source: Path, target: Path, *, before_rename: Callable[[], None] | None = None) -> None:
+    """Let ``target`` be the same file as ``source``, at once: a second name, or where that is impossible a copy.
+
+    Files of this module are replaced and never written to, so that both names keep their contents.
+    """
+    with _temporary_neighbour(target) as temporary:
+        temporary.unlink()
+        try:
+            os.link(source, temporary)
+        except OSError:  # the file system has no hard links
+            shutil.copyfile(source, temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        if before_rename is not None:
+            before_rename()
+        os.replace(temporary, target)
+    _sync_directory(target.parent)
 
 
 def _sync_directory(directory: Path) -> None:
@@ -55,28 +94,33 @@ def previous_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def _digest_path(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def keep_previous(path: Path) -> None:
+    """Let the checkpoint at ``path`` also be its own previous one, before another takes its place."""
+    if path.exists():
+        put_in_place(path, previous_path(path))
 
 
 def save_checkpoint(obj: Any, path: Path) -> None:
-    """Save with ``torch.save``, whole or not at all, and keep the one before as ``*.previous.*``."""
-    new = path.with_name(path.name + ".new")
-    write_atomically(new, lambda file: torch.save(obj, file))
-    write_text(_digest_path(new), _digest(new))
-    for suffix in ("", ".sha256"):
-        current = path.with_name(path.name + suffix)
-        if current.exists():
-            previous = previous_path(path)
-            os.replace(current, previous.with_name(previous.name + suffix))
-    os.replace(_digest_path(new), _digest_path(path))
-    os.replace(new, path)
-    _sync_directory(path.parent)
+    """Save with ``torch.save``, whole or not at all, and keep the one before as ``*.previous.*``.
+
+    Killed at any moment it leaves a whole file at ``path``, the old or the new one.
+    """
+    write_atomically(path, lambda file: torch.save(obj, file), before_rename=lambda: keep_previous(path))
+
+
+def check_whole(path: Path) -> None:
+    """Compare a file of ``torch.save`` with the checksums inside it (it is a zip archive; torch does not look).
+
+    Raises:
+        ValueError: the file is truncated or has changed.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # which kind depends on where the damage is
+        raise ValueError(f"not whole: {error}") from error
+    if damaged is not None:
+        raise ValueError(f"checksum mismatch in {damaged}")
 
 
 def load_checkpoint(path: Path, map_location: str = "cpu") -> Any:
@@ -86,15 +130,13 @@ def load_checkpoint(path: Path, map_location: str = "cpu") -> Any:
         FileNotFoundError: neither is there.
         RuntimeError: neither is whole.
     """
-    # The last two are what an interruption between the renames of save_checkpoint leaves behind.
-    candidates = [path, path.with_name(path.name + ".new"), previous_path(path)]
     problems: list[str] = []
-    for candidate in candidates:
+    for candidate in (path, previous_path(path)):
         if not candidate.exists():
             continue
         try:
-            loaded = _load_whole(candidate, map_location)
-        except Exception as error:  # torch.load raises many kinds for damaged files
+            loaded = load_whole(candidate, map_location)
+        except Exception as error:  # torch.load raises many kinds
             problems.append(f"{candidate.name}: {type(error).__name__}: {error}")
             continue
         if problems:
@@ -109,8 +151,11 @@ def load_checkpoint(path: Path, map_location: str = "cpu") -> Any:
     raise FileNotFoundError(f"no checkpoint {path}")
 
 
-def _load_whole(path: Path, map_location: str) -> Any:
-    digest_path = _digest_path(path)
-    if digest_path.exists() and digest_path.read_text().strip() != _digest(path):
-        raise ValueError("checksum mismatch, the file is not what was written")
+def load_whole(path: Path, map_location: str = "cpu") -> Any:
+    """Load this very file, without unpickling classes.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    check_whole(path)
     return torch.load(path, map_location=map_location, weights_only=True)

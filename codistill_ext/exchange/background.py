@@ -19,10 +19,10 @@ class BackgroundWorker:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, job: Callable[..., Any], *args: Any) -> "Future[Any]":
+    def submit(self, job: Callable[[], Any]) -> "Future[Any]":
         """Queue a call; errors come out of the future's ``result``."""
         future: Future[Any] = Future()
-        self._jobs.put((lambda: job(*args), future))
+        self._jobs.put((job, future))
         return future
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """What every exchange promises to the wrapper."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from codistill_ext.config import CodistillConfig
 from codistill_ext.groups import ModelGroups
+from codistill_ext.loss import Target
 from codistill_ext.traffic import TrafficCounter
 
 
@@ -42,8 +43,8 @@ class Exchange(ABC):
         self.peers = config.peers[groups.model_index]
 
     @abstractmethod
-    def targets(self, batch: Batch, *, update: int, wanted: bool) -> list[Tensor]:
-        """The logits of each peer for this mini-batch, detached; empty when there is none.
+    def targets(self, batch: Batch, *, update: int, wanted: bool) -> Sequence[Target]:
+        """The predictions of each peer for this mini-batch, detached; empty when there is none.
 
         Args:
             update: optimizer steps tried so far.
@@ -55,8 +56,8 @@ class Exchange(ABC):
         """To be called after each optimizer step, also one that was skipped; ``update`` counts it."""
 
     @abstractmethod
-    def staleness(self, update: int) -> dict[int, int]:
-        """For each peer with a teacher, how many updates old it is."""
+    def report(self, update: int) -> dict[str, float]:
+        """How old what each peer teaches is, in updates and seconds: ``staleness/1``, ``staleness_seconds/1``."""
 
     @abstractmethod
     def leave(self, update: int) -> None:

@@ -34,6 +34,7 @@ class Header:
         rows, outputs: shape of the predictions, or 0.
         wants: 1 if this model will use what it is sent.
         fingerprint: of the mini-batch, or 0 when it is not compared.
+        time_ms: the sender's clock, milliseconds since the epoch.
     """
 
     leaving: int = 0
@@ -43,6 +44,7 @@ class Header:
     outputs: int = 0
     wants: int = 0
     fingerprint: int = 0
+    time_ms: int = 0
 
     def to_tensor(self) -> Tensor:
         return torch.tensor(astuple(self), dtype=torch.int64)

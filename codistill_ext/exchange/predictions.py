@@ -2,20 +2,19 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from codistill_ext.config import CodistillConfig
 from codistill_ext.errors import CoordinationError
 from codistill_ext.exchange.base import Batch, Exchange
 from codistill_ext.exchange.channel import Channel, Header
+from codistill_ext.exchange.encoding import build_encoding
 from codistill_ext.groups import ModelGroups
+from codistill_ext.loss import Target
 from codistill_ext.sampling import fingerprint
 from codistill_ext.topology import students_of
 
 
 class PredictionExchange(Exchange):
-    """Each rank sends its logits to its counterparts in the models that learn from this one.
+    """Each rank sends its predictions to its counterparts in the models that learn from this one.
 
     A round is a call of ``targets``. Rounds are counted, not optimizer steps, so that a model that
     skips a step (overflow) stays together with the others.
@@ -25,19 +24,25 @@ class PredictionExchange(Exchange):
         super().__init__(groups, config)
         self.students = students_of(config.peers, groups.model_index)
         self.channel = Channel(groups, {*self.peers, *self.students}, timeout_s=config.timeout, traffic=self.traffic)
+        self.encoding = build_encoding(config)
         self.round = 0
 
-    def targets(self, batch: Batch, *, update: int, wanted: bool) -> list[Tensor]:
+    def targets(self, batch: Batch, *, update: int, wanted: bool) -> list[Target]:
         mine = self._header(batch, update, wanted)
         others = self.channel.meet(mine)
         self.round += 1
         for peer, other in others.items():
             self._check(mine, peer, other)
-        outgoing = batch.student_NC.detach().contiguous()
-        sends = {peer: [outgoing] for peer in self.students if peer in others and others[peer].wants}
-        receives = {peer: [torch.empty_like(outgoing)] for peer in self.peers if peer in others and wanted}
-        self.channel.transfer(sends, receives, "predictions")
-        return [tensors[0] for tensors in receives.values()]
+        wanting = [peer for peer in self.students if peer in others and others[peer].wants]
+        outgoing = self.encoding.encode(batch.student_NC) if wanting else []
+        rows, outputs = batch.student_NC.shape
+        receives = {
+            peer: self.encoding.empty(rows, outputs, batch.student_NC.device)
+            for peer in self.peers
+            if peer in others and wanted
+        }
+        self.channel.transfer(dict.fromkeys(wanting, outgoing), receives, "predictions")
+        return [self.encoding.decode(payload, outputs) for payload in receives.values()]
 
     def _header(self, batch: Batch, update: int, wanted: bool) -> Header:
         rows, outputs = batch.student_NC.shape
@@ -70,8 +75,8 @@ class PredictionExchange(Exchange):
     def after_update(self, update: int) -> None:
         pass
 
-    def staleness(self, update: int) -> dict[int, int]:
-        return dict.fromkeys((peer for peer in self.peers if peer in self.channel.active), 0)
+    def report(self, update: int) -> dict[str, float]:
+        return {f"staleness/{peer}": 0.0 for peer in self.peers if peer in self.channel.active}
 
     def leave(self, update: int) -> None:
         self.channel.leave(Header(leaving=1, round=self.round, update=update))

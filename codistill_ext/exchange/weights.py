@@ -1,43 +1,45 @@
-"""A model's parameters and buffers as one row of bytes, and the teachers they are loaded into."""
+"""A model's parameters and buffers as one row of bytes."""
 
-import contextlib
-import copy
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from codistill_ext.exchange.base import Batch
-
 _ALIGNMENT = 16  # bytes; the views of every dtype into the row start at multiples of their size
+_FLOAT16_MAX = torch.finfo(torch.float16).max
 
 
 class WeightPacker:
     """Lays a module's state out as bytes: buffers first, then parameters, tied ones once.
 
     Modules of the same architecture have the same layout.
+
+    Args:
+        half: parameters cross in 16 bits; buffers always as they are, because a small running
+            variance would become zero.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        buffers = {name: tensor for name, tensor in module.named_buffers() if name in module.state_dict()}
-        parameters = dict(module.named_parameters())  # leaves out the second name of a tied parameter
-        self._entries: list[tuple[str, torch.Size, torch.dtype, int]] = []
+    def __init__(self, module: nn.Module, *, half: bool = False) -> None:
+        state = module.state_dict()
+        buffers = {name: tensor for name, tensor in module.named_buffers() if name in state}
+        self.entries: list[tuple[str, torch.Size, torch.dtype, int]] = []
         offset = 0
         for name, tensor in buffers.items():
-            offset = self._append(name, tensor, offset)
+            offset = self._append(name, tensor, tensor.dtype, offset)
         self.buffer_bytes = offset
-        for name, tensor in parameters.items():
-            offset = self._append(name, tensor, offset)
+        for name, tensor in module.named_parameters():  # leaves out the second name of a tied parameter
+            dtype = torch.float16 if half and tensor.dtype in (torch.float32, torch.float64) else tensor.dtype
+            offset = self._append(name, tensor, dtype, offset)
         self.total_bytes = offset
 
-    def _append(self, name: str, tensor: Tensor, offset: int) -> int:
-        self._entries.append((name, tensor.shape, tensor.dtype, offset))
-        return offset + -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+    def _append(self, name: str, tensor: Tensor, dtype: torch.dtype, offset: int) -> int:
+        self.entries.append((name, tensor.shape, dtype, offset))
+        return offset + -(-tensor.numel() * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
 
     @property
     def layout(self) -> str:
         """Every name, shape and type, for comparison between ranks."""
-        return "; ".join(f"{name} {tuple(shape)} {dtype}" for name, shape, dtype, _ in self._entries)
+        return "; ".join(f"{name} {tuple(shape)} {dtype}" for name, shape, dtype, _ in self.entries)
 
     @torch.no_grad()
     def pack(self, module: nn.Module) -> Tensor:
@@ -45,65 +47,43 @@ class WeightPacker:
         tensors = _named_tensors(module)
         device = next(iter(tensors.values())).device
         row = torch.zeros(self.total_bytes, dtype=torch.uint8, device=device)
-        for name, shape, dtype, offset in self._entries:
-            _view(row, shape, dtype, offset).copy_(tensors[name])
+        for name, view in self.views(row).items():
+            source = tensors[name]
+            if view.dtype == torch.float16 and source.dtype != torch.float16:
+                source = source.clamp(-_FLOAT16_MAX, _FLOAT16_MAX)
+            view.copy_(source)
         return row
 
     @torch.no_grad()
     def unpack(self, row: Tensor, module: nn.Module) -> None:
         """Copy a snapshot into a module of the same layout, in place."""
         tensors = _named_tensors(module)
-        for name, shape, dtype, offset in self._entries:
-            tensors[name].copy_(_view(row, shape, dtype, offset))
+        for name, view in self.views(row).items():
+            tensors[name].copy_(view)
+
+    def views(self, row: Tensor) -> dict[str, Tensor]:
+        """The tensors in a row of bytes, by name, without a copy."""
+        return {
+            name: row[offset : offset + shape.numel() * dtype.itemsize].view(dtype).view(shape)
+            for name, shape, dtype, offset in self.entries
+        }
+
+    def row_of(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The row of bytes of tensors from elsewhere.
+
+        Raises:
+            ValueError: a name is missing or unknown, or a shape or a type differs; names the first.
+        """
+        expected = {name: (tuple(shape), dtype) for name, shape, dtype, _ in self.entries}
+        found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise ValueError(f"{name} should be {expected.get(name)}, but is {found.get(name)}")
+        row = torch.zeros(self.total_bytes, dtype=torch.uint8)
+        for name, view in self.views(row).items():
+            view.copy_(tensors[name])
+        return row
 
 
 def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_buffers()) | dict(module.named_parameters())
-
-
-def _view(row: Tensor, shape: torch.Size, dtype: torch.dtype, offset: int) -> Tensor:
-    return row[offset : offset + shape.numel() * dtype.itemsize].view(dtype).view(shape)
-
-
-class Teacher:
-    """A frozen copy of a peer: eval mode, no gradients, in no optimizer and in no ``state_dict``.
-
-    Attributes:
-        stamp: the peer's update at which its weights were taken, or None before the first.
-    """
-
-    def __init__(self, module: nn.Module, precision: str) -> None:
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self.packer = WeightPacker(self.module)
-        self.precision = precision
-        self.stamp: int | None = None
-
-    def load(self, row: Tensor, stamp: int) -> None:
-        self.packer.unpack(row, self.module)
-        self.stamp = stamp
-
-    def logits(self, batch: Batch) -> Tensor:
-        """Rows of logits for the mini-batch, shape (N, C)."""
-        with torch.inference_mode(), self._autocast(batch.student_NC.device):
-            rows = batch.rows_of(call(self.module, batch.inputs))
-        return rows.clone()  # autograd may not keep a tensor that was made in inference mode
-
-    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        """The lowest precision that is safe: 16 bits where the device computes faster in them."""
-        dtype = _AUTOCAST[self.precision]
-        if self.precision == "auto" and device.type == "cuda":
-            dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        # "auto" elsewhere, and "float32", also switch off an autocast that the caller is in
-        return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-
-
-_AUTOCAST = {"auto": None, "float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def call(module: nn.Module, inputs: Any) -> Any:
-    """Call a module with a tensor, a sequence of arguments or a mapping of keyword arguments."""
-    if isinstance(inputs, dict):
-        return module(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return module(*inputs)
-    return module(inputs)

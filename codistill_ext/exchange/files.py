@@ -1,0 +1,278 @@
+"""Exchange of weights between separate jobs, through files in a directory that they share.
+
+    DIR/model0/0000002500.safetensors        model 0 after 2500 updates
+    DIR/model1/...
+
+A file is written whole, flushed and renamed, so a reader sees all of it or nothing; the last few
+are kept. Its header says how to build the model, of what update it is, and a checksum.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from codistill_ext.config import CodistillConfig
+from codistill_ext.errors import PeerTimeoutError
+from codistill_ext.exchange.description import ModelDescription, PeerBuilder
+from codistill_ext.exchange.teachers import Arrival, Flight, TeacherExchange, done
+from codistill_ext.groups import ModelGroups
+from codistill_ext.storage import write_atomically
+
+FORMAT_VERSION = 1
+_KEPT_FILES = 3
+_LOOK_AGAIN_S = 0.5
+
+
+logger = logging.getLogger(__name__)
+
+
+class UnusableFileError(ValueError):
+    """A file of weights that cannot be used; names it and why."""
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """What a file holds, checked against its checksum but not against any architecture."""
+
+    description: ModelDescription
+    update: int
+    taken_at: float
+    finished: bool
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileArrival(Arrival):
+    """A file as it was read: whether it fits shows where the teacher is built."""
+
+    file: WeightFile
+    path: Path
+
+
+def write_weights(
+    path: Path, tensors: Mapping[str, Tensor], description: ModelDescription, *, seed: int, finished: bool, update: int
+) -> int:
+    """Write a file whole or not at all; its size in bytes."""
+    header = {
+        "version": FORMAT_VERSION,
+        "description": description.to_json(),
+        "update": update,
+        "taken_at": time.time(),
+        "seed": seed,
+        "finished": finished,
+        "sha256": _checksum(tensors),
+    }
+    data = safetensors.torch.save(dict(tensors), metadata={"codistill": json.dumps(header)})
+    write_atomically(path, lambda file: _write(file, data))
+    return len(data)
+
+
+def _write(file: Any, data: bytes) -> None:
+    file.write(data)
+
+
+def read_weights(path: Path) -> WeightFile:
+    """Read a file without running anything that it brings along.
+
+    Raises:
+        UnusableFileError: it is damaged, or of another format version.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["codistill"])
+            if header["version"] != FORMAT_VERSION:
+                raise ValueError(f"its format version is {header['version']}, this program reads {FORMAT_VERSION}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        if _checksum(tensors) != header["sha256"]:
+            raise ValueError("its checksum does not fit its contents")
+        return WeightFile(
+            description=ModelDescription.from_json(header["description"]),
+            update=int(header["update"]),
+            taken_at=float(header["taken_at"]),
+            finished=bool(header["finished"]),
+            tensors=tensors,
+        )
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise UnusableFileError(f"{path}: {error}") from error
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class FileExchange(TeacherExchange):
+    """This job publishes its model every ``period`` updates and reads the newest file of each peer.
+
+    No peer is needed for this job to go on: one that is late, or gone, teaches with its last
+    weights, as ``max_staleness`` and ``stale_policy`` permit. All ranks of the job read the files
+    that its first rank saw, so they have the same teachers.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        groups: ModelGroups,
+        config: CodistillConfig,
+        description: ModelDescription,
+        build_peer: PeerBuilder,
+    ) -> None:
+        super().__init__(module, groups, config, description, build_peer)
+        self.directory = Path(config.dir)
+        self._own = self.directory / f"model{groups.model_index}"
+        self._control: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._seen: dict[int, str] = {}
+        self._finished: set[int] = set()
+        self._continued = False
+        self._checked = False
+        if groups.is_lead:
+            self._own.mkdir(parents=True, exist_ok=True)
+
+    def targets(self, batch: Any, *, update: int, wanted: bool) -> list[Any]:
+        if not self._checked:
+            self._refuse_another_run(update)
+        return super().targets(batch, update=update, wanted=wanted)
+
+    def _refuse_another_run(self, update: int) -> None:
+        """Before the first step: files of another run would teach, and hide this run's."""
+        self._checked = True
+        files = sorted(self._own.glob("*.safetensors")) if self.groups.is_lead else []
+        newer = [path for path in files if int(path.stem) > update]
+        if self._continued:
+            for path in newer:  # this run will write them again
+                path.unlink(missing_ok=True)
+        found = self._from_lead([str(path) for path in newer])
+        if found and not self._continued:
+            raise ValueError(
+                f"{self._own} holds weights of another run (up to {Path(found[-1]).name}): choose another "
+                f"--codistill-dir, remove it, or resume that run"
+            )
+
+    def _from_lead(self, value: Any) -> Any:
+        """What the job's first rank has. All ranks of the job must call it."""
+        if self._control is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=dist.get_global_rank(self._control, 0), group=self._control)
+        return box[0]
+
+    def _take_off(self, update: int) -> Callable[[], dict[int, Arrival]]:
+        row = self.packer.pack(self.module).to("cpu", copy=True) if self.groups.is_lead else None
+        return functools.partial(self._publish_and_read, row, update, self._newest())
+
+    def _newest(self) -> dict[int, str]:
+        """The newest file of each peer that has not been read yet, as the job's first rank sees them."""
+        newest: dict[int, str] = {}
+        if self.groups.is_lead:
+            for peer in self.peers:
+                files = sorted((self.directory / f"model{peer}").glob("*.safetensors"))
+                if files and self._seen.get(peer) != files[-1].name:
+                    newest[peer] = files[-1].name
+        newest = dict(self._from_lead(newest))
+        self._seen |= newest
+        return newest
+
+    def _publish_and_read(self, row: Tensor | None, update: int, names: dict[int, str]) -> dict[int, Arrival]:
+        if row is not None:
+            self._publish(row, update, finished=False)
+        return self._read_all(names)
+
+    def _publish(self, row: Tensor, update: int, *, finished: bool) -> None:
+        size = write_weights(
+            self._own / f"{update:010d}.safetensors",
+            self.packer.views(row),
+            self.description,
+            seed=torch.initial_seed(),
+            finished=finished,
+            update=update,
+        )
+        self.traffic.sent["weights"] += size
+        for old in sorted(self._own.glob("*.safetensors"))[:-_KEPT_FILES]:
+            old.unlink(missing_ok=True)
+
+    def _read_all(self, names: dict[int, str]) -> dict[int, Arrival]:
+        arrivals: dict[int, Arrival] = {}
+        for peer, name in names.items():
+            path = self.directory / f"model{peer}" / name
+            try:
+                found = read_weights(path)
+                self.traffic.received["weights"] += path.stat().st_size
+            except (UnusableFileError, OSError) as error:
+                self._complain(peer, error)
+                continue
+            if found.finished:
+                self._finished.add(peer)
+            arrivals[peer] = FileArrival(
+                stamp=found.update, taken_at=found.taken_at, description=found.description, file=found, path=path
+            )
+        return arrivals
+
+    def _complain(self, peer: int, error: Exception) -> None:
+        logger.warning("%s keeps the last weights it has of model %d: %s", self.groups.name, peer, error)
+
+    def _whole(self, peer: int, arrival: Arrival | None) -> Arrival | None:
+        """What fits its description, if every rank of the job has read it."""
+        usable = None
+        if isinstance(arrival, FileArrival):
+            try:
+                row = self.teacher_of(peer, arrival.description).packer.row_of(arrival.file.tensors)
+                usable = Arrival(arrival.stamp, arrival.taken_at, arrival.description, row)
+            except (ValueError, RuntimeError) as error:
+                self._complain(peer, UnusableFileError(f"{arrival.path}: {error}"))
+        return usable if self.groups.agree(usable is not None, self.device) else None
+
+    def after_update(self, update: int) -> None:
+        super().after_update(update)
+        if self.config.stale_policy == "wait" and self.config.max_staleness > 0:
+            self._wait_for_fresh(update)
+
+    def _wait_for_fresh(self, update: int) -> None:
+        """Wait while a peer's weights are too old, unless it has finished. All ranks wait alike."""
+        deadline = time.monotonic() + self.config.timeout
+        while late := self._from_lead(self._late(update)):
+            names = self._newest()
+            if names:
+                self._finish(Flight(update, done(self._read_all(names))))
+                continue
+            if self._from_lead(time.monotonic() > deadline):
+                raise PeerTimeoutError(
+                    f"{self.groups.name} waited at update {update}, but {self.directory} has had no weights of models "
+                    f"{', '.join(map(str, late))} for {self.config.timeout:g} s that are at most "
+                    f"{self.config.max_staleness} updates old (--codistill-max-staleness): start these jobs again, "
+                    f"or use --codistill-stale-policy go_on or drop"
+                )
+            time.sleep(_LOOK_AGAIN_S)
+
+    def _late(self, update: int) -> list[int]:
+        return [
+            peer
+            for peer, teacher in self.teachers.items()
+            if teacher.stamp is not None
+            and update - teacher.stamp > self.config.max_staleness
+            and peer not in self._finished
+        ]
+
+    def leave(self, update: int) -> None:
+        """Publish the final weights; jobs that go on are told that no more will come."""
+        if self.groups.is_lead:
+            row = self.packer.pack(self.module).to("cpu", copy=True)
+            self._worker.submit(lambda: self._publish(row, update, finished=True))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._continued = True

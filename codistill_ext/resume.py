@@ -1,0 +1,148 @@
+"""Which checkpoints the models of a job resume from: whole ones that belong together.
+
+A kill can strike when one model has saved and another has not yet. What each model received is in
+its own checkpoint, so checkpoints belong together if the models had held the same number of
+exchanges (``cut``); a model that had finished waits for nobody and belongs to all later ones.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from codistill_ext.groups import ModelGroups
+from codistill_ext.storage import check_whole, put_in_place, remove_leftovers
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A checkpoint that a model can resume from.
+
+    Attributes:
+        path: of the file, or None for the beginning of training.
+        update: optimizer steps tried.
+        cut: models may resume together from checkpoints with the same number.
+        finished: whether the model had ended its training.
+    """
+
+    path: Path | None
+    update: int
+    cut: int
+    finished: bool = False
+
+    def __str__(self) -> str:
+        name = "the beginning" if self.path is None else self.path.name
+        return f"update {self.update} in {name}, exchange {self.cut}{', finished' if self.finished else ''}"
+
+
+BEGINNING = Saved(path=None, update=0, cut=0)
+Describe = Callable[[Path, dict[str, Any]], Saved]
+
+
+def whole_checkpoints(paths: Sequence[Path], describe: Describe) -> list[Saved]:
+    """The undamaged ones among a model's files, in the given order: the newest, the one before, and others.
+
+    A model without a second file has only saved once, if at all, and can also begin again. Damaged
+    files are named in a warning.
+
+    Raises:
+        ValueError: all files are damaged.
+    """
+    found: list[Saved] = []
+    problems: list[str] = []
+    for path in filter(Path.exists, paths):
+        try:
+            check_whole(path)
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
+            continue
+        found.append(describe(path, torch.load(path, map_location="cpu", weights_only=True, mmap=True)))
+    if not paths[1].exists():
+        found.append(BEGINNING)
+    if problems:
+        if not found:
+            raise ValueError(f"no whole checkpoint is left: {'; '.join(problems)}; restore one, or begin a new run")
+        logger.warning("damaged checkpoint (%s): the newest whole one is %s", "; ".join(problems), found[0])
+    return found
+
+
+def belong_together(models: Sequence[Sequence[Saved]]) -> list[Saved] | None:
+    """For each model the newest checkpoint such that all of them belong together, if there are such."""
+    for cut in sorted({saved.cut for model in models for saved in model}, reverse=True):
+        chosen = [_newest_at(model, cut) for model in models]
+        if None not in chosen:
+            return [saved for saved in chosen if saved is not None]
+    return None
+
+
+def _newest_at(model: Sequence[Saved], cut: int) -> Saved | None:
+    for saved in model:
+        if saved.cut == cut or (saved.finished and saved.cut < cut):
+            return saved
+    return None
+
+
+def agree(paths: Sequence[Path], describe: Describe, groups: ModelGroups) -> Saved:
+    """What this model resumes from. Every rank of the job must call it; the lead of each model reads its files.
+
+    Args:
+        paths: of this model's files, the newest, the one before, and others.
+        describe: what a loaded file holds.
+
+    Raises:
+        ValueError: on every rank: no checkpoints belong together, or a model has only damaged ones.
+    """
+    mine: list[Saved] | str | None = None
+    if groups.is_lead:
+        try:
+            mine = whole_checkpoints(paths, describe)
+        except ValueError as error:
+            mine = str(error)
+    everyone: list[Any] = [mine]
+    if groups.world_size > 1:
+        everyone = [None] * groups.world_size
+        dist.all_gather_object(everyone, (groups.model_index, mine))
+        everyone = [found for _, found in sorted((i, found) for i, found in everyone if found is not None)]
+    for found in everyone:
+        if isinstance(found, str):
+            raise ValueError(found)
+    chosen = belong_together(everyone)
+    if chosen is None:
+        have = "; ".join(f"model {index}: {' or '.join(map(str, found))}" for index, found in enumerate(everyone))
+        raise ValueError(
+            f"the models were saved at different updates and no checkpoints of theirs belong together ({have}): check "
+            "that it is the right directory, shared by all nodes, and the same number of models, or begin a new run"
+        )
+    own = chosen[groups.model_index]
+    newest = everyone[groups.model_index][0]
+    if groups.is_lead and own != newest:
+        logger.warning(
+            "model %d resumes from %s, not %s: not all models have saved that", groups.model_index, own, newest
+        )
+    return own
+
+
+def make_current(chosen: Saved, paths: Sequence[Path], groups: ModelGroups) -> None:
+    """Let ``chosen`` be the newest and the one before, so that no save pushes it out before the next is whole.
+
+    A newer file is set aside as ``*.unused.*``. Every rank of the job must call it.
+    """
+    if groups.is_lead:
+        newest = paths[0]
+        remove_leftovers(newest.parent)
+        if chosen.path != newest:
+            if newest.exists():
+                put_in_place(newest, newest.with_name(f"{newest.stem}.unused{newest.suffix}"))
+            if chosen.path is None:
+                newest.unlink(missing_ok=True)
+            else:
+                put_in_place(chosen.path, newest)
+                put_in_place(chosen.path, paths[1])
+    if groups.world_size > 1:
+        dist.barrier()
