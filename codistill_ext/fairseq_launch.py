@@ -4,27 +4,50 @@
 """
 
 import contextlib
+import copy
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from fairseq import checkpoint_utils
+from fairseq import options as fairseq_options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 from fairseq_cli import train as fairseq_train
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf, open_dict
 
+from codistill_ext import fairseq_checkpoints
 from codistill_ext.config import CodistillConfig
-from codistill_ext.fairseq_trainer import CodistillTrainer, plain_values, replaced
+from codistill_ext.fairseq_models import plain_values
+from codistill_ext.fairseq_trainer import CodistillTrainer, replaced
 from codistill_ext.groups import ModelGroups
 from codistill_ext.runlog import RunLog
 from codistill_ext.sampling import model_seed
+from codistill_ext.settings import read_settings, to_flags
 
 logger = logging.getLogger(__name__)
 
+# What --codistill-settings cannot say of one model alone, by beginning or by name.
+_SHARED_BEGINNINGS = ("codistill", "criterion.codistill", "distributed")
+_SHARED = (
+    "ddp_backend",
+    "save_dir",
+    "data",
+    "criterion",
+    "task",
+    "user_dir",
+    "cpu",
+    "task.data",
+    "checkpoint.save_dir",
+)
+_NOTHING = object()
 CRITERIONS = ("codistill_label_smoothed_ce",)
 _fairseq_call_main = distributed_utils.call_main
 _current_groups: ModelGroups | None = None
@@ -59,6 +82,8 @@ def prepare(cfg: Any) -> None:
     config = options_of(cfg)
     if config.models > 1:
         _refuse(cfg)
+    for index, options in enumerate(read_settings(config.settings, config.models)):
+        with_settings(cfg, index, options)  # argparse ends the program at a mistake
     with open_dict(cfg):
         _set_process_group(cfg)
         if config.active and config.exchange == "predictions":
@@ -67,12 +92,53 @@ def prepare(cfg: Any) -> None:
             # fairseq broadcasts a checkpoint from the world's rank 0, which other models do not have
             cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True
     world_size = cfg.distributed_training.distributed_world_size
+    if config.exchange == "files":
+        return  # this job trains one model, whatever its size
     if world_size % config.models or world_size < config.models:
         raise ValueError(
             f"{config.models} models need a multiple of {config.models} processes, but the world size is "
             f"{world_size}: start with torchrun --nproc-per-node {config.models} (or a multiple), or change "
             f"--codistill-models"
         )
+
+
+def with_settings(cfg: Any, index: int, options: dict[str, Any]) -> Any:
+    """The configuration of one model: the job's, with its own options.
+
+    Options by their names on fairseq-train's command line are put behind the job's, as if they had
+    been typed; names with a dot, such as ``optimization.lr``, are of fairseq's configuration.
+
+    Raises:
+        ValueError: an option is not one that can differ, or the job has no command line of flags.
+    """
+    shared = [name for name in options if name.startswith(_SHARED_BEGINNINGS) or name in _SHARED]
+    if shared:
+        raise ValueError(
+            f"--codistill-settings gives model {index} {', '.join(shared)}: that is the job's, not a model's"
+        )
+    flags = to_flags({name: value for name, value in options.items() if "." not in name})
+    dotted = {name: value for name, value in options.items() if "." in name}
+    if flags:
+        cfg = _parsed_again(cfg, flags)
+    elif dotted:
+        cfg = copy.deepcopy(cfg)
+    for name, value in dotted.items():
+        if OmegaConf.select(cfg, name, default=_NOTHING) is _NOTHING:
+            raise ValueError(f"--codistill-settings gives model {index} {name}, which the configuration does not have")
+        OmegaConf.update(cfg, name, value)
+    return cfg
+
+
+def _parsed_again(cfg: Any, flags: list[str]) -> Any:
+    if GlobalHydra.instance().is_initialized():
+        raise ValueError("settings by flag are for fairseq-train; with hydra name them as it does: optimization.lr")
+    parser = fairseq_options.get_training_parser()
+    own = convert_namespace_to_omegaconf(fairseq_options.parse_args_and_arch(parser, [*sys.argv[1:], *flags]))
+    with open_dict(own):
+        own.distributed_training = cfg.distributed_training
+        own.checkpoint.load_checkpoint_on_all_dp_ranks = cfg.checkpoint.load_checkpoint_on_all_dp_ranks
+        own.common.amp_batch_retries = cfg.common.amp_batch_retries
+    return own
 
 
 def _refuse(cfg: Any) -> None:
@@ -120,12 +186,14 @@ def train_one_model(cfg: Any, **kwargs: Any) -> None:
     from codistill_ext.tasks import codistill_translation  # noqa: F401
 
     config = options_of(cfg)
+    seed = cfg.common.seed
     on_cuda = torch.cuda.is_available() and not cfg.common.cpu
     groups = ModelGroups.create(config, "cuda" if on_cuda else "cpu")
-    seed = cfg.common.seed
+    settings = read_settings(config.settings, config.models)[groups.model_index]
+    cfg = with_settings(cfg, groups.model_index, settings)
     log = RunLog(cfg.checkpoint.save_dir, groups)
     log.write_config(plain_values(OmegaConf.to_container(cfg, enum_to_str=True)))
-    _describe_own_job(cfg, groups)
+    _describe_own_job(cfg, groups, seed)
     _show_every_model(groups)
     trainers: list[CodistillTrainer] = []
 
@@ -141,7 +209,7 @@ def train_one_model(cfg: Any, **kwargs: Any) -> None:
     log.close()
 
 
-def _describe_own_job(cfg: Any, groups: ModelGroups) -> None:
+def _describe_own_job(cfg: Any, groups: ModelGroups, seed: int) -> None:
     """Let ``cfg`` describe this model's job as if it were alone: its ranks, its seed, its directory.
 
     Master checks, file names, statistics and the fp16 scale window then come out right by themselves.
@@ -149,7 +217,8 @@ def _describe_own_job(cfg: Any, groups: ModelGroups) -> None:
     with open_dict(cfg):
         cfg.distributed_training.distributed_world_size = groups.data_size
         cfg.distributed_training.distributed_rank = groups.data_rank
-        cfg.common.seed = model_seed(cfg.common.seed, groups.model_index)
+        if cfg.common.seed == seed:  # else the model has one of its own
+            cfg.common.seed = model_seed(seed, groups.model_index)
         name = f"model{groups.model_index}"
         cfg.checkpoint.save_dir = str(Path(cfg.checkpoint.save_dir) / name)
         for option in ("tensorboard_logdir", "log_file"):
@@ -174,7 +243,15 @@ def _show_every_model(groups: ModelGroups) -> None:
 def _inside_model_group(groups: ModelGroups, build_trainer: Callable[..., CodistillTrainer]) -> Iterator[None]:
     """The patches of fairseq that hold while ``main`` runs."""
     global _current_groups
-    get_valid_stats = fairseq_train.get_valid_stats
+    get_valid_stats, validate_and_save = fairseq_train.get_valid_stats, fairseq_train.validate_and_save
+    trainers: list[CodistillTrainer] = []
+
+    def keep_trainer(*args: Any) -> CodistillTrainer:
+        trainers.append(build_trainer(*args))
+        return trainers[0]
+
+    def copy_whole(source: str, target: str, overwrite: bool = False) -> bool:
+        return trainers[0].files.copy(source, target, overwrite)
 
     def logged_valid_stats(cfg: Any, trainer: CodistillTrainer, stats: Any, tracking_best: bool) -> Any:
         stats = get_valid_stats(cfg, trainer, stats, tracking_best)
@@ -187,8 +264,12 @@ def _inside_model_group(groups: ModelGroups, build_trainer: Callable[..., Codist
         with (
             # Everything in fairseq asks this for world size, rank, shards, statistics and gradients.
             replaced(distributed_utils, "get_data_parallel_group", lambda: groups.model_group),
-            replaced(fairseq_train, "Trainer", build_trainer),  # main names the class itself
+            replaced(fairseq_train, "Trainer", keep_trainer),  # main names the class itself
             replaced(fairseq_train, "get_valid_stats", logged_valid_stats),  # validation has no hook
+            # Saved and resumed as if no kill could ever come; see fairseq_checkpoints.
+            replaced(checkpoint_utils, "load_checkpoint", fairseq_checkpoints.load_checkpoint),
+            replaced(checkpoint_utils.PathManager, "copy", copy_whole),
+            replaced(fairseq_train, "validate_and_save", fairseq_checkpoints.at_updates_tried(validate_and_save)),
         ):
             yield
     finally:

@@ -7,22 +7,30 @@ import argparse
 import contextlib
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from fairseq import utils
 from fairseq.models import distributed_fairseq_model
 from fairseq.trainer import Trainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from codistill_ext.config import CodistillConfig
+from codistill_ext.exchange import ModelDescription
+from codistill_ext.fairseq_checkpoints import (
+    STATE_KEY,
+    CheckpointFiles,
+    cut_of,
+    load_patience_state,
+    patience_state,
+)
+from codistill_ext.fairseq_models import build_described, describe_model, plain_values
 from codistill_ext.groups import ModelGroups
 from codistill_ext.parallel import CodistillParallel
 from codistill_ext.runlog import RunLog
 from codistill_ext.sampling import data_seed
 
-_STATE_KEY = "codistill"
 _LOGGED = {"loss", "nll_loss", "codistill_loss", "lr", "gnorm", "ups", "wps", "loss_scale"}
 
 
@@ -73,8 +81,11 @@ class CodistillTrainer(Trainer):
         self._codistill_state: dict[str, Any] | None = None
         self._batches_made = False
         self.valid_stats: dict[str, float] = {}
+        if cfg.checkpoint.write_checkpoints_asynchronously:
+            raise ValueError("--write-checkpoints-asynchronously leaves no whole checkpoint_last.pt: leave it out")
         check_vocabularies(task, groups)
         super().__init__(cfg, task, model, criterion, quantizer)
+        self.files = CheckpointFiles(Path(cfg.checkpoint.save_dir), self.checkpoint_suffix)
         if not self.use_distributed_wrapper:
             assert groups.data_size == 1
 
@@ -87,6 +98,8 @@ class CodistillTrainer(Trainer):
                 self.config,
                 logits_of=lambda output: output[0],
                 data_parallel=self._data_parallel,
+                description=describe_model(self.cfg.model),
+                build_peer=self._build_peer,
             )
         return self._wrapped_model
 
@@ -96,6 +109,9 @@ class CodistillTrainer(Trainer):
             return distributed_fairseq_model.DistributedFairseqModel(
                 self.cfg.distributed_training, module, process_group=groups.model_group, device=self.device
             )
+
+    def _build_peer(self, description: ModelDescription) -> nn.Module:
+        return build_described(description, self.task).to(next(self._model.parameters()).dtype)
 
     def train_step(self, samples: Any, raise_oom: bool = False) -> Any:
         """One update, and one step of the exchange whether or not the optimizer skipped it."""
@@ -153,34 +169,45 @@ class CodistillTrainer(Trainer):
     def consolidate_optimizer(self) -> None:
         """fairseq calls it on all ranks before the lead saves: the place for what all must do."""
         super().consolidate_optimizer()
-        self._codistill_state = self.model.codistill_state_dict()
+        own = {"patience": patience_state(), "valid": self.valid_stats}
+        self._codistill_state = self.model.codistill_state_dict() | own
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values alone, so that any fairseq command loads the file without unpickling classes."""
         state = super().state_dict()
-        state["extra_state"][_STATE_KEY] = self._codistill_state
+        state["extra_state"][STATE_KEY] = self._codistill_state
         state["cfg"]["task"] = _as_dict(state["cfg"]["task"])
         if state["cfg"]["task"].get("_name") == "codistill_translation":
             state["cfg"]["task"]["_name"] = "translation"
         return plain_values(state)
 
     def save_checkpoint(self, filename: str, extra_state: dict[str, Any]) -> str | None:
-        return super().save_checkpoint(filename, plain_values(extra_state))
+        """Write a whole file or none."""
+        if not self.should_save_checkpoint_on_current_rank:
+            return None
+        state = utils.move_to_cpu(self.state_dict())
+        state["extra_state"].update(plain_values(extra_state))
+        path = Path(filename).absolute()
+        self.files.save(state, path, cut_of(self._codistill_state))
+        return str(path)
 
     def load_checkpoint(self, filename: str, reset_optimizer: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Load this model's file.
 
         Raises:
-            ValueError: the models' files are of different updates, or of other options.
+            ValueError: it was saved with other options, or the models' files do not belong together.
         """
         extra_state = super().load_checkpoint(filename, reset_optimizer, *args, **kwargs)
-        state = (extra_state or {}).get(_STATE_KEY)
+        state = (extra_state or {}).get(STATE_KEY)
         if state is not None and not reset_optimizer:
             self.model.load_codistill_state_dict(state)
-        self.groups.check_equal(
-            "the update that the models resume from (see --restore-file)",
-            {"num_updates": self.get_num_updates(), "steps tried": self.model.updates},
-        )
+            load_patience_state(state.get("patience", {}))
+            self.valid_stats = state.get("valid", {})
+        if self.cfg.checkpoint.restore_file != "checkpoint_last.pt":  # which the models have agreed on
+            self.groups.check_equal(
+                "the update that the models resume from (see --restore-file)",
+                {"num_updates": self.get_num_updates(), "steps tried": self.model.updates},
+            )
         return extra_state
 
 
@@ -217,18 +244,3 @@ def _distributed_data_parallel(module: nn.Module, **options: Any) -> Distributed
 
 def _as_dict(value: Any) -> dict[str, Any]:
     return vars(value) if isinstance(value, argparse.Namespace) else value
-
-
-def plain_values(value: Any) -> Any:
-    """Turn argparse's and numpy's classes into what ``torch.load(weights_only=True)`` reads."""
-    if isinstance(value, argparse.Namespace):
-        return plain_values(vars(value))
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
-    if isinstance(value, dict):
-        return type(value)((key, plain_values(item)) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return type(value)(plain_values(item) for item in value)
-    return value

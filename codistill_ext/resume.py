@@ -6,7 +6,7 @@ exchanges (``cut``); a model that had finished waits for nobody and belongs to a
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,17 +72,17 @@ def whole_checkpoints(paths: Sequence[Path], describe: Describe) -> list[Saved]:
     return found
 
 
-def belong_together(models: Sequence[Sequence[Saved]]) -> list[Saved] | None:
+def belong_together(models: Mapping[int, Sequence[Saved]]) -> dict[int, Saved] | None:
     """For each model the newest checkpoint such that all of them belong together, if there are such."""
-    for cut in sorted({saved.cut for model in models for saved in model}, reverse=True):
-        chosen = [_newest_at(model, cut) for model in models]
-        if None not in chosen:
-            return [saved for saved in chosen if saved is not None]
+    for cut in sorted({saved.cut for found in models.values() for saved in found}, reverse=True):
+        chosen = {index: saved for index, found in models.items() if (saved := _newest_at(found, cut)) is not None}
+        if len(chosen) == len(models):
+            return chosen
     return None
 
 
-def _newest_at(model: Sequence[Saved], cut: int) -> Saved | None:
-    for saved in model:
+def _newest_at(found: Sequence[Saved], cut: int) -> Saved | None:
+    for saved in found:
         if saved.cut == cut or (saved.finished and saved.cut < cut):
             return saved
     return None
@@ -104,23 +104,18 @@ def agree(paths: Sequence[Path], describe: Describe, groups: ModelGroups) -> Sav
             mine = whole_checkpoints(paths, describe)
         except ValueError as error:
             mine = str(error)
-    everyone: list[Any] = [mine]
-    if groups.world_size > 1:
-        everyone = [None] * groups.world_size
-        dist.all_gather_object(everyone, (groups.model_index, mine))
-        everyone = [found for _, found in sorted((i, found) for i, found in everyone if found is not None)]
-    for found in everyone:
+    leads = {index: found for index, found in groups.gather((groups.model_index, mine)) if found is not None}
+    for found in leads.values():
         if isinstance(found, str):
             raise ValueError(found)
-    chosen = belong_together(everyone)
+    chosen = belong_together(leads)
     if chosen is None:
-        have = "; ".join(f"model {index}: {' or '.join(map(str, found))}" for index, found in enumerate(everyone))
+        have = "; ".join(f"model {index}: {' or '.join(map(str, found))}" for index, found in sorted(leads.items()))
         raise ValueError(
             f"the models were saved at different updates and no checkpoints of theirs belong together ({have}): check "
             "that it is the right directory, shared by all nodes, and the same number of models, or begin a new run"
         )
-    own = chosen[groups.model_index]
-    newest = everyone[groups.model_index][0]
+    own, newest = chosen[groups.model_index], leads[groups.model_index][0]
     if groups.is_lead and own != newest:
         logger.warning(
             "model %d resumes from %s, not %s: not all models have saved that", groups.model_index, own, newest

@@ -26,6 +26,8 @@ class RunLog:
         self.directory = Path(directory)
         self.groups = groups
         self.model_dir = self.directory / f"model{groups.model_index}"
+        # Separate jobs may share the directory: what describes a job is then beside its model.
+        self._job_dir = self.model_dir if groups.separate_jobs else self.directory
         self._start = time.time()
         self._board: SummaryWriter | None = None
         if groups.is_lead:
@@ -51,14 +53,14 @@ class RunLog:
             file.flush()
 
     def write_config(self, values: Mapping[str, Any]) -> None:
-        """Write ``config.yaml``; the lead of model 0 does it."""
+        """Write ``config.yaml``; the job's first rank does it."""
         if self.groups.rank == 0:
-            write_text(self.directory / "config.yaml", yaml.safe_dump(dict(values), sort_keys=True))
+            write_text(self._job_dir / "config.yaml", yaml.safe_dump(dict(values), sort_keys=True))
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
-        """Write ``summary.json``; the lead of model 0 does it."""
+        """Write ``summary.json``; the job's first rank does it."""
         if self.groups.rank == 0:
-            write_text(self.directory / "summary.json", json.dumps(values, indent=2) + "\n")
+            write_text(self._job_dir / "summary.json", json.dumps(values, indent=2) + "\n")
 
     def close(self) -> None:
         if self._board is not None:

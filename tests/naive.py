@@ -37,8 +37,10 @@ def naive_divergence(student: Tensor, teacher: Tensor, config: CodistillConfig) 
     q = torch.softmax(student / config.temperature, dim=1)
     total = torch.zeros(())
     for row in range(len(student)):
-        for output in range(student.size(1)):
-            pi, qi = p[row, output], q[row, output]
+        pairs = [(p[row, output], q[row, output]) for output in range(student.size(1))]
+        if config.encoding == "topk":
+            pairs = _bins(pairs, config.topk)
+        for pi, qi in pairs:
             if config.divergence == "kl_teacher_student":
                 total = total + pi * (pi / qi).log()
             elif config.divergence == "kl_student_teacher":
@@ -46,6 +48,16 @@ def naive_divergence(student: Tensor, teacher: Tensor, config: CodistillConfig) 
             else:
                 total = total - pi * qi.log()
     return config.temperature**2 * total / len(student)
+
+
+def _bins(pairs: list[tuple[Tensor, Tensor]], k: int) -> list[tuple[Tensor, Tensor]]:
+    """Of (teacher's, student's) probabilities of the outputs of one row: those of the k + 1 bins."""
+    pairs = sorted(pairs, key=lambda pair: pair[0].item(), reverse=True)
+    bins = [(p.log().half().float().exp(), q) for p, q in pairs[:k]]
+    if pairs[k:]:
+        mass = max(1 - sum(p.item() for p, _ in bins), torch.finfo(torch.float32).eps)
+        bins.append((torch.tensor(mass), torch.stack([q for _, q in pairs[k:]]).sum()))
+    return bins
 
 
 def train_naively(
@@ -107,7 +119,8 @@ def _loss(
         for peer in config.peers[index]:
             teacher = teachers[peer]
             if config.exchange == "predictions":
-                targets.append(outputs[peer][rank].detach())
+                sent = outputs[peer][rank].detach()
+                targets.append(sent.half().float() if config.encoding == "half" else sent)
             elif teacher is not None:
                 targets.append(teacher(x).detach())
         if targets and update >= config.burn_in:

@@ -54,7 +54,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, deadlin
     # A server that has imported torch and runs no threads forks the ranks: importing takes seconds
     # (the first optimizer imports torch._dynamo).
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo", "codistill_ext"])
+    context.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo", "torchvision", "codistill_ext"])
     with tempfile.TemporaryDirectory() as directory:
         processes = [
             context.Process(target=_entry, args=(rank, world_size, directory, function, args), daemon=True)

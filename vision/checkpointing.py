@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from codistill_ext.groups import ModelGroups
-from codistill_ext.storage import load_checkpoint, previous_path, save_checkpoint
+from codistill_ext.resume import Saved, agree, make_current
+from codistill_ext.storage import load_whole, previous_path, save_checkpoint
 from vision.datasets import Data
 
 # What must be the same for a resumed run to be the same run.
@@ -47,50 +48,30 @@ def save(path: Path, state: dict[str, Any], groups: ModelGroups, device: torch.d
         save_checkpoint(state, path)
 
 
-def load(directory: Path, groups: ModelGroups) -> dict[str, Any] | None:
-    """This model's checkpoint at the newest update that all models have; None if there is none at all.
+def load(directory: Path, groups: ModelGroups, *, continued: bool) -> dict[str, Any] | None:
+    """This model's checkpoint at the newest update that all models have; None at the beginning of training.
 
     Every rank of the job must call it.
 
+    Args:
+        continued: the run goes on in the same directory.
+
     Raises:
-        ValueError: the models have no update in common, or some have nothing.
+        ValueError: the models have no update in common, or no whole file.
     """
     path = checkpoint_path(directory, groups.model_index)
-    found = _candidates(path)
-    everyone = _gather(groups, sorted(found))
-    if not any(everyone):
+    paths = [path, previous_path(path)]
+    chosen = agree(paths, _describe, groups)
+    if continued:
+        make_current(chosen, paths, groups)
+    if chosen.path is None:
         return None
-    common = set(everyone[0]).intersection(*everyone[1:])
-    if not common:
-        have = "; ".join(f"rank {rank}: {updates or 'nothing'}" for rank, updates in enumerate(everyone))
-        raise ValueError(
-            f"the models of {directory} were saved at different updates ({have}): resume needs one that "
-            "all ranks can read; check that it is the right directory, shared by all nodes, or begin a "
-            "new run"
-        )
-    chosen = max(common)
-    if groups.is_lead and chosen < max(found):
-        _forget_newer(path)
-    return found[chosen]
+    state: dict[str, Any] = load_whole(path if continued else chosen.path)
+    return state
 
 
-def _candidates(path: Path) -> dict[int, dict[str, Any]]:
-    found: dict[int, dict[str, Any]] = {}
-    for candidate in (previous_path(path), path):
-        try:
-            state = load_checkpoint(candidate)
-        except FileNotFoundError:
-            continue
-        except RuntimeError as error:
-            raise ValueError(str(error)) from error
-        found[state["update"]] = state
-    return found
-
-
-def _forget_newer(path: Path) -> None:
-    """Or the next save would push the common update out of the two that are kept."""
-    for suffix in ("", ".sha256", ".new", ".new.sha256"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+def _describe(path: Path, state: dict[str, Any]) -> Saved:
+    return Saved(path=path, update=state["update"], cut=state["update"])
 
 
 def check_identity(saved: dict[str, Any], now: dict[str, Any], *, test_only: bool) -> None:
@@ -123,12 +104,4 @@ def _random_states(groups: ModelGroups, device: torch.device) -> list[dict[str, 
         return [mine]
     everyone: list[Any] = [None] * groups.data_size
     dist.all_gather_object(everyone, mine, group=groups.model_group)
-    return everyone
-
-
-def _gather(groups: ModelGroups, value: Any) -> list[Any]:
-    if groups.world_size == 1:
-        return [value]
-    everyone: list[Any] = [None] * groups.world_size
-    dist.all_gather_object(everyone, value)
     return everyone

@@ -44,7 +44,7 @@ def evaluate_together(module: nn.Module, loader: Any, groups: ModelGroups, place
     pictures on which two models predict the same class, averaged over the pairs.
     """
     totals = _Totals.over(module, loader, groups, place, together=True)
-    models = [totals.of_model(index) for index in range(groups.num_models)]
+    models = [totals.of_model(index) for index in range(_models_here(groups))]
     summary: dict[str, Any] = {"models": models, "reported": models[0]["top1"]}
     summary["mean_top1"] = sum(model["top1"] for model in models) / len(models)
     summary["ensemble_top1"] = totals.percent(totals.ensemble)
@@ -64,7 +64,7 @@ class _Totals:
     @classmethod
     def over(cls, module: nn.Module, loader: Any, groups: ModelGroups, place: Place, *, together: bool) -> _Totals:
         _share_buffers(module, groups)
-        totals = cls(groups.num_models if together else 1, place.device)
+        totals = cls(_models_here(groups) if together else 1, place.device)
         training = module.training
         module.eval()
         with torch.inference_mode():
@@ -104,6 +104,11 @@ class _Totals:
             "top5": self.percent(self.top5_M[index]),
             "valid_loss": float(self.loss_M[index] / self.samples),
         }
+
+
+def _models_here(groups: ModelGroups) -> int:
+    """How many models this job trains."""
+    return 1 if groups.separate_jobs else groups.num_models
 
 
 def _from_peers(logits_BK: Tensor, groups: ModelGroups) -> Tensor:

@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from codistill_ext.exchange import ModelDescription
 from vision.cifar_resnet import CIFAR_MODELS
 
 # Their auxiliary classifiers would make the output in training another type than in evaluation.
@@ -77,3 +78,24 @@ def _check_image_size(model: nn.Module, name: str, image_size: int) -> None:
             f"--model {name} cannot read {image_size}x{image_size} pictures ({reason}): choose another one"
         ) from error
     model.train(training)
+
+
+def describe_model(name: str, *, num_classes: int, image_sizes: Sequence[int]) -> ModelDescription:
+    """How a peer builds the model again."""
+    return ModelDescription(name, {"num_classes": num_classes, "image_sizes": list(image_sizes)})
+
+
+def build_described(description: ModelDescription, *, num_classes: int) -> nn.Module:
+    """Build a peer's model from its description, which may come from a file.
+
+    Raises:
+        ValueError: the name or a value is not one of ours, or the classes are others.
+    """
+    if description.name not in model_names():
+        raise ValueError(f"the peer's model {description.name!r} is none of vision's models")
+    classes, sizes = description.values.get("num_classes"), description.values.get("image_sizes")
+    if classes != num_classes:
+        raise ValueError(f"the peer's model {description.name} has {classes!r} classes, this one {num_classes}")
+    if not isinstance(sizes, list) or not sizes or not all(type(size) is int and 0 < size < 4096 for size in sizes):
+        raise ValueError(f"the peer's model {description.name} has pictures of sizes {sizes!r}: not a list of sizes")
+    return build_model(description.name, num_classes=num_classes, image_sizes=sizes)

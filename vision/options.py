@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from codistill_ext.config import CodistillConfig
+from codistill_ext.settings import read_settings, to_flags
 from vision.checks import check_options
 
 DATASETS = ("imagenet", "cifar10")
 SCHEDULERS = ("multisteplr", "cosineannealinglr")
+# What --codistill-settings may say of a single model; the rest is the job's: data, length, files.
+OWN_OPTIONS = (
+    "model seed lr lr_scheduler lr_milestones lr_gamma lr_min lr_warmup_epochs lr_warmup_decay momentum "
+    "weight_decay norm_weight_decay label_smoothing"
+).split()
 
 EPILOG = """
 Learning rate: --lr is the rate after the warm-up, as it is used. Goyal et al. set it to
@@ -36,19 +44,53 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_options(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
-) -> tuple[argparse.Namespace, CodistillConfig]:
+@dataclass(frozen=True)
+class Options:
+    """The command line, and what of it differs between the models.
+
+    Attributes:
+        args: of the job; ``models``: of each model, by index.
+    """
+
+    args: argparse.Namespace
+    models: list[argparse.Namespace]
+    config: CodistillConfig
+
+
+def parse_options(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> Options:
     """Read and check the command line; a mistake ends the program with a message and status 2."""
-    args = parser.parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = _parse_one(parser, argv)
     try:
         config = CodistillConfig.from_args(args)
+        settings = read_settings(config.settings, config.models)
+        for index, options in enumerate(settings):
+            _check_own(index, options)
+        # A later flag replaces an earlier one, so each model's options are the job's and then its own.
+        models = [_parse_one(parser, [*argv, *to_flags(options)]) for options in settings]
+    except ValueError as error:
+        parser.error(str(error))
+    return Options(args, models, config)
+
+
+def _parse_one(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    args = parser.parse_args(argv)
+    try:
         check_options(args, _given(argv))
     except ValueError as error:
         parser.error(str(error))
     if args.workers is None:
         args.workers = 0 if args.dataset == "cifar10" else 4
-    return args, config
+    return args
+
+
+def _check_own(index: int, options: dict[str, object]) -> None:
+    unknown = [name for name in options if name not in OWN_OPTIONS]
+    if unknown:
+        raise ValueError(
+            f"--codistill-settings gives model {index} {', '.join(unknown)}, which is the same for all models; "
+            f"their own can be {', '.join(OWN_OPTIONS)}"
+        )
 
 
 def _given(argv: Sequence[str] | None) -> set[str]:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from codistill_ext.config import CodistillConfig
 from codistill_ext.groups import ModelGroups
 from codistill_ext.runlog import RunLog
@@ -20,14 +18,20 @@ from vision.datasets import Data, load_data
 from vision.device import Place, start_process_group
 from vision.evaluate import evaluate_together, validation_loader
 from vision.models import build_model
+from vision.options import Options
 from vision.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What training and testing both need."""
+    """What training and testing both need.
+
+    Attributes:
+        args: of this rank's model; ``seed``: of the job.
+    """
 
     args: argparse.Namespace
+    seed: int
     config: CodistillConfig
     place: Place
     data: Data
@@ -35,18 +39,22 @@ class Setting:
     saved: dict[str, Any] | None
 
 
-def prepare(args: argparse.Namespace, config: CodistillConfig) -> Callable[[], None]:
+def prepare(options: Options) -> Callable[[], None]:
     """Get everything ready and return what then runs. All ranks of the job must call it.
 
     Raises:
         ValueError: the user's input is wrong: what was expected, what came, what to change.
     """
-    place = Place.from_args(args)
-    data = load_data(args)  # it may download: before anybody waits in a collective
+    config = options.config
+    place = Place.from_args(options.args)
+    data = load_data(options.args)  # it may download: before anybody waits in a collective
     start_process_group(place.device, timeout_s=config.timeout)
     groups = ModelGroups.create(config, place.device.type)
+    args = options.models[groups.model_index]
     saved = _load_saved(args, groups)
-    setting = Setting(args=args, config=config, place=place, data=data, groups=groups, saved=saved)
+    setting = Setting(
+        args=args, seed=options.args.seed, config=config, place=place, data=data, groups=groups, saved=saved
+    )
     return _prepare_test(setting) if args.test_only else _prepare_training(setting)
 
 
@@ -56,7 +64,8 @@ def _load_saved(args: argparse.Namespace, groups: ModelGroups) -> dict[str, Any]
         _refuse_to_overwrite(args, groups)
     if not args.resume:
         return None
-    saved = checkpointing.load(directory, groups)
+    continued = directory == args.output_dir and not args.test_only
+    saved = checkpointing.load(directory, groups, continued=continued)
     if saved is None and (args.resume != "auto" or args.test_only):
         missing = checkpointing.checkpoint_path(directory, groups.model_index)
         raise ValueError(f"there is nothing to resume: {missing} does not exist; --resume takes a run's directory")
@@ -97,6 +106,7 @@ def _prepare_training(setting: Setting) -> Callable[[], None]:
         raise ValueError(f"cannot write there ({error}): choose another --output-dir") from error
     trainer = Trainer(
         args=setting.args,
+        seed=setting.seed,
         config=setting.config,
         groups=setting.groups,
         place=setting.place,
@@ -130,12 +140,10 @@ def _summarise(setting: Setting, trainer: Trainer) -> dict[str, Any]:
         "history": trainer.history,
         "traffic": {} if exchange is None else exchange.traffic.to_dict(),
     }
-    everyone: list[Any] = [mine]
-    if dist.is_initialized():
-        everyone = [None] * groups.world_size
-        dist.all_gather_object(everyone, mine)
+    everyone = groups.gather(mine)
+    here = sorted({rank["model"] for rank in everyone})  # separate jobs have one model each
     for rank in reversed(everyone):  # the first rank of a model has the last word
-        summary["models"][rank["model"]] |= _of_history(rank["history"])
+        summary["models"][here.index(rank["model"])] |= {"model": rank["model"]} | _of_history(rank["history"])
     summary["bytes"] = dict(sum((Counter(rank["traffic"]) for rank in everyone), Counter()))
     summary["updates"] = trainer.progress.update
     summary["seconds"] = round(trainer.seconds, 1)
@@ -155,7 +163,8 @@ def _plain(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    for index, model in enumerate(summary["models"]):
+    for place, model in enumerate(summary["models"]):
+        index = model.get("model", place)
         reported = "  (the one the paper would report)" if index == 0 and len(summary["models"]) > 1 else ""
         print(f"model {index}   top-1 {model['top1']:.2f} %  loss {model['valid_loss']:.3f}{reported}")
     if len(summary["models"]) > 1:

@@ -14,10 +14,10 @@ from vision.run import prepare
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
-    args, config = parse_options(parser, argv)
+    options = parse_options(parser, argv)
     try:
         try:
-            run = prepare(args, config)
+            run = prepare(options)
         except ValueError as error:  # a user's mistake; later ones are ours and show where they come from
             parser.error(str(error))
         run()

@@ -24,7 +24,7 @@ from vision.averages import Averages
 from vision.datasets import Data, KeySampler
 from vision.device import Place
 from vision.evaluate import evaluate, validation_loader
-from vision.models import build_model
+from vision.models import build_described, build_model, describe_model
 from vision.optim import build_optimizer, build_schedule, set_lr
 
 _AVERAGES = ("loss", "codistill_loss", "divergence", "top1")
@@ -43,7 +43,7 @@ class Trainer:
     """Trains, validates and saves. Every rank of the job makes one and calls the same methods.
 
     Args:
-        config: the options of the method; ``args``: all the others.
+        config: the options of the method; ``args``: this model's others; ``seed``: of the job.
         log: where figures go.
     """
 
@@ -51,6 +51,7 @@ class Trainer:
         self,
         *,
         args: argparse.Namespace,
+        seed: int,
         config: CodistillConfig,
         groups: ModelGroups,
         place: Place,
@@ -58,11 +59,19 @@ class Trainer:
         log: RunLog,
     ) -> None:
         self.args, self.groups, self.place, self.data, self.log = args, groups, place, data, log
-        seed = model_seed(args.seed, groups.model_index)
-        torch.manual_seed(seed)
+        # A model's own seed is of its weights and dropout; the data's is the job's.
+        own_seed = model_seed(seed, groups.model_index) if args.seed == seed else args.seed
+        torch.manual_seed(own_seed)
         module = build_model(args.model, num_classes=data.num_classes, image_sizes=data.image_sizes)
         module = place.put_module(module)
-        self.model = CodistillParallel(module, groups, config)
+        description = describe_model(args.model, num_classes=data.num_classes, image_sizes=data.image_sizes)
+        self.model = CodistillParallel(
+            module,
+            groups,
+            config,
+            description=description,
+            build_peer=lambda peer: place.put_module(build_described(peer, num_classes=data.num_classes)),
+        )
         self.optimizer = build_optimizer(
             module,
             lr=args.lr,
@@ -71,7 +80,7 @@ class Trainer:
             norm_weight_decay=args.norm_weight_decay,
         )
         self.lr_at = build_schedule(args)
-        self.sampler = CodistillSampler(len(data.train), groups, config, seed=args.seed)
+        self.sampler = CodistillSampler(len(data.train), groups, config, seed=seed)
         self.train_loader = self._build_train_loader()
         self.valid_loader = validation_loader(
             data.valid, groups, place, batch_size=args.batch_size, workers=args.workers
@@ -84,7 +93,7 @@ class Trainer:
         self.recent_averages = Averages(_AVERAGES, place.device)
         self.history: list[dict[str, float]] = []
         # Ranks of a model must not drop the same units.
-        torch.manual_seed(sample_seed(seed, 0, groups.data_rank))
+        torch.manual_seed(sample_seed(own_seed, 0, groups.data_rank))
 
     def _build_train_loader(self) -> Any:
         return DataLoader(
@@ -154,6 +163,7 @@ class Trainer:
         self.recent_averages.restart()
         values = {f"train/{name}": value for name, value in means.items()}
         values["train/lr"] = self.optimizer.param_groups[0]["lr"]
+        values |= self.model.report()
         self.log.log(values, update=progress.update, epoch=progress.epoch + progress.batch / self.batches_an_epoch)
 
     def _is_time_to_save(self) -> bool:

@@ -83,9 +83,10 @@ class TopKEncoding(Encoding):
         scaled_NC = logits_NC if self.temperature == 1 else logits_NC.float() / self.temperature
         logp_NK = F.log_softmax(scaled_NC, dim=1, dtype=torch.float32).gather(1, index_NK)
         dtype, offset = _index_type(outputs)
+        packed = torch.contiguous_format  # also where K is 1 and any stride would do
+        values = logp_NK.to(torch.float16, memory_format=packed).clamp_(min=torch.finfo(torch.float16).min)
         # As bytes: NCCL does not know 16-bit integers.
-        values = logp_NK.half().clamp_(min=torch.finfo(torch.float16).min)
-        return [values.contiguous(), (index_NK - offset).to(dtype).contiguous().view(torch.uint8)]
+        return [values, (index_NK - offset).to(dtype, memory_format=packed).view(torch.uint8)]
 
     def empty(self, rows: int, outputs: int, device: torch.device) -> list[Tensor]:
         k = min(self.k, outputs)

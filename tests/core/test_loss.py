@@ -1,4 +1,4 @@
-"""Closed forms of the divergences, and what the term promises."""
+"""Closed forms of the divergences, of logits and of a top k, and what the term promises."""
 
 import math
 
@@ -6,12 +6,20 @@ import pytest
 import torch
 
 from codistill_ext import CodistillConfig, codistillation_term, divergence
-from codistill_ext.loss import mean_prediction
+from codistill_ext import loss as loss_module
+from codistill_ext.loss import TopK, mean_prediction
 from tests.naive import naive_divergence
 
 # Two outputs: logits (0, log 3) are probabilities (1/4, 3/4); (0, 0) are (1/2, 1/2).
 SKEWED = torch.tensor([[0.0, math.log(3.0)]])
 EVEN = torch.zeros(1, 2)
+DISTRIBUTIONS = ("kl_teacher_student", "kl_student_teacher", "cross_entropy")
+
+
+def top(teacher: torch.Tensor, k: int, temperature: float = 1.0) -> TopK:
+    """The top k without any rounding."""
+    logp, index = (teacher.float() / temperature).log_softmax(1).topk(k)
+    return TopK(logp_NK=logp, index_NK=index)
 
 
 @pytest.mark.parametrize(
@@ -29,8 +37,7 @@ def test_closed_forms(kind: str, expected: float) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "temperature"),
-    [*((kind, t) for kind in ("kl_teacher_student", "kl_student_teacher", "cross_entropy") for t in (1.0, 2.5))]
-    + [("mse", 1.0)],
+    [*((kind, t) for kind in DISTRIBUTIONS for t in (1.0, 2.5))] + [("mse", 1.0)],
 )
 def test_equals_a_walk_over_rows_and_outputs(kind: str, temperature: float) -> None:
     torch.manual_seed(0)
@@ -96,3 +103,111 @@ def test_unlike_shapes_are_refused() -> None:
         divergence(torch.zeros(2, 3), torch.zeros(2, 4), "mse")
     with pytest.raises(ValueError, match="mean or sum"):
         divergence(EVEN, EVEN, "mse", reduction="none")
+
+
+# Probabilities of a teacher (1/2, 1/4, 1/8, 1/8) and a student (1/4, 1/4, 1/4, 1/4).
+HALVES = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
+QUARTERS = torch.zeros(1, 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "k", "expected"),
+    [
+        ("kl_teacher_student", 1, 0.5 * math.log(2.0) + 0.5 * math.log(0.5 / 0.75)),
+        ("kl_teacher_student", 2, 0.5 * math.log(2.0) + 0.25 * math.log(0.5)),
+        ("kl_teacher_student", 4, 0.5 * math.log(2.0) + 0.25 * math.log(0.5)),  # the rest is alike in both
+        ("kl_student_teacher", 1, 0.25 * math.log(0.5) + 0.75 * math.log(1.5)),
+        ("cross_entropy", 1, -0.5 * math.log(0.25) - 0.5 * math.log(0.75)),
+        ("cross_entropy", 2, -0.75 * math.log(0.25) - 0.25 * math.log(0.5)),
+    ],
+)
+def test_closed_forms_of_a_top_k(kind: str, k: int, expected: float) -> None:
+    assert divergence(QUARTERS, top(HALVES, k), kind).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", DISTRIBUTIONS)
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("k", [8, 9], ids=["all but one", "all"])
+def test_a_top_k_of_all_outputs_is_the_dense_divergence(kind: str, temperature: float, k: int) -> None:
+    torch.manual_seed(4)
+    student, teacher = torch.randn(6, 9, requires_grad=True), torch.randn(6, 9)
+    dense = divergence(student, teacher, kind, temperature=temperature)
+    (expected,) = torch.autograd.grad(dense, student)
+    value = divergence(student, top(teacher, k, temperature), kind, temperature=temperature)
+    (gradient,) = torch.autograd.grad(value, student)
+    torch.testing.assert_close(value, dense, rtol=0, atol=2e-6)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", DISTRIBUTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_gradient_of_a_top_k_in_blocks_is_autograds(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_module, "_BLOCK_ELEMENTS", 25)  # 2 rows of 11 a block, and one left over
+    torch.manual_seed(5)
+    student, teacher, temperature = torch.randn(7, 11).to(dtype).requires_grad_(), torch.randn(7, 11), 1.5
+    target = top(teacher, 3, temperature)
+    q = (student.float() / temperature).softmax(1)
+    q_top = q.gather(1, target.index_NK)
+    q = torch.cat([q_top, 1 - q_top.sum(1, keepdim=True)], 1)
+    p = torch.cat([target.logp_NK.exp(), 1 - target.logp_NK.exp().sum(1, keepdim=True)], 1)
+    forms = {
+        "kl_teacher_student": p * (p / q).log(),
+        "kl_student_teacher": q * (q / p).log(),
+        "cross_entropy": -p * q.log(),
+    }
+    plain = temperature**2 * forms[kind].sum()
+    (expected,) = torch.autograd.grad(plain, student)
+    value = divergence(student, target, kind, temperature=temperature, reduction="sum")
+    (gradient,) = torch.autograd.grad(value, student)
+    assert value.dtype == torch.float32 and gradient.dtype == dtype
+    torch.testing.assert_close(value, plain)
+    torch.testing.assert_close(gradient, expected, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", DISTRIBUTIONS)
+@pytest.mark.parametrize("k", [1, 5, 6])
+@pytest.mark.parametrize("scale", [50.0, 1e4, 1e8])
+def test_a_top_k_stays_finite_however_sure_the_models_are(kind: str, k: int, scale: float) -> None:
+    """A student and a teacher that are sure of one output, of the same and of another."""
+    student = (scale * torch.eye(6)[[0, 1, 2, 3]]).requires_grad_()
+    target = top(scale * torch.eye(6)[[0, 5, 2, 0]], k)
+    value = divergence(student, target, kind)
+    value.backward()
+    assert torch.isfinite(value) and torch.isfinite(student.grad).all()
+    agreed = divergence(student[::2], top(scale * torch.eye(6)[[0, 2]], k), kind)
+    assert abs(agreed.item()) < 2e-7 * scale + 1e-5, "where both are sure of the same there is nothing to learn"
+
+
+def test_log_zero_of_a_top_k_is_finite() -> None:
+    student = torch.zeros(1, 3, requires_grad=True)
+    target = TopK(logp_NK=torch.tensor([[0.0, -math.inf]]), index_NK=torch.tensor([[2, 0]]))
+    value = divergence(student, target, "kl_teacher_student")
+    value.backward()
+    assert value.item() == pytest.approx(math.log(3.0), abs=1e-5) and torch.isfinite(student.grad).all()
+
+
+def test_a_small_rest_of_the_student_is_not_lost() -> None:
+    """1 - sum would say that the rest has no mass at all, and that it has no gradient."""
+    student = torch.tensor([[40.0, 0.0, 0.0]], requires_grad=True)
+    value = divergence(student, top(torch.tensor([[0.0, 0.0, 0.0]]), 1), "cross_entropy")
+    value.backward()
+    assert value.item() == pytest.approx(2 / 3 * (40.0 - math.log(2.0)), rel=1e-6)
+    assert student.grad[0, 1:].sum().item() == pytest.approx(-2 / 3, abs=1e-6)
+
+
+def test_no_rows_of_a_top_k_are_zero() -> None:
+    student = torch.empty(0, 4, requires_grad=True)
+    value = divergence(student, top(torch.empty(0, 4), 2), "kl_teacher_student")
+    value.backward()
+    assert value.item() == 0.0 and student.grad.shape == (0, 4)
+
+
+def test_what_a_top_k_cannot_do_is_refused() -> None:
+    with pytest.raises(ValueError, match="mse compares logits"):
+        divergence(EVEN, top(EVEN, 1), "mse")
+    with pytest.raises(ValueError, match="needs all logits"):
+        mean_prediction([EVEN, top(EVEN, 1)], "kl_teacher_student")
+    with pytest.raises(ValueError, match=r"shape \(2, at most 2\), not \(1, 1\)"):
+        divergence(torch.zeros(2, 2), top(EVEN, 1), "kl_teacher_student")

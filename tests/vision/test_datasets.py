@@ -99,7 +99,7 @@ def test_normalisation_is_exact() -> None:
 
 
 def test_missing_and_odd_folders(tmp_path: Path) -> None:
-    args, _ = parse_options(build_parser(), ["--data-path", str(tmp_path)])
+    args = parse_options(build_parser(), ["--data-path", str(tmp_path)]).args
     with pytest.raises(ValueError, match="train is not a directory: --data-path must hold train/CLASS"):
         load_data(args)
     (tmp_path / "train").mkdir()

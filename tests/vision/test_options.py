@@ -48,7 +48,8 @@ def test_mistakes(argv: list[str], message: str, capsys: pytest.CaptureFixture[s
 
 
 def test_defaults_are_goyals() -> None:
-    args, config = parse_options(build_parser(), FOLDER)
+    options = parse_options(build_parser(), FOLDER)
+    args, config = options.args, options.config
     assert (args.momentum, args.weight_decay, args.norm_weight_decay) == (0.9, 1e-4, 0.0)
     assert (args.lr, args.batch_size, args.epochs, args.lr_milestones) == (0.1, 32, 90, [30, 60, 80])
     assert config.models == 1
@@ -56,7 +57,7 @@ def test_defaults_are_goyals() -> None:
 
 def test_the_learning_rate_of_goyal() -> None:
     options = ["-b", "64", "--lr", "0.2", "--lr-warmup-epochs", "5", "--lr-warmup-decay", "0.5"]
-    args, _ = parse_options(build_parser(), [*FOLDER, *options])
+    args = parse_options(build_parser(), [*FOLDER, *options]).args
     lr_at = build_schedule(args)
     rates = [lr_at(epoch) for epoch in (0, 2.5, 5, 29.9, 30, 60, 80)]
     assert rates == pytest.approx([0.1, 0.15, 0.2, 0.2, 0.02, 0.002, 0.0002])

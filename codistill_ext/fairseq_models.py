@@ -1,0 +1,88 @@
+"""(fairseq) Models as plain values: what a checkpoint or a peer may hold, and the way back."""
+
+import argparse
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq.models import ARCH_MODEL_REGISTRY, build_model
+from omegaconf import OmegaConf
+from torch import nn
+
+from codistill_ext.exchange import ModelDescription
+
+# Read by fairseq's models although they are options of the task.
+_OF_THE_TASK = ("arch", "_name", "max_source_positions", "max_target_positions")
+
+
+def plain_values(value: Any) -> Any:
+    """Turn argparse's and numpy's classes into what ``torch.load(weights_only=True)`` reads."""
+    if isinstance(value, argparse.Namespace):
+        return plain_values(vars(value))
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, dict):
+        return type(value)((key, plain_values(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value)(plain_values(item) for item in value)
+    return value
+
+
+def describe_model(cfg: Any) -> ModelDescription:
+    """How a peer builds the model again: its architecture's name and options.
+
+    Args:
+        cfg: fairseq's ``cfg.model``, an argparse namespace for architectures of the command line.
+    """
+    values: dict[str, Any]
+    if isinstance(cfg, argparse.Namespace):
+        own = _options_of(cfg._name) | set(_OF_THE_TASK)
+        values = {name: value for name, value in vars(cfg).items() if name in own}
+    else:
+        container: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+        values = dict(container)
+    structured = not isinstance(cfg, argparse.Namespace)
+    return ModelDescription(str(cfg._name), {"structured": structured, "options": _without_files(plain_values(values))})
+
+
+@cache
+def _options_of(arch: str) -> frozenset[str]:
+    """The options that an architecture adds to the command line."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    ARCH_MODEL_REGISTRY[arch].add_args(parser)
+    return frozenset(action.dest for action in parser._actions)
+
+
+def _without_files(options: dict[str, Any]) -> dict[str, Any]:
+    """Without the names of files, such as of pretrained embeddings: the weights cross anyway."""
+    return {
+        name: None if name.endswith("path") or name.endswith("file") else _nested(value)
+        for name, value in options.items()
+    }
+
+
+def _nested(value: Any) -> Any:
+    return _without_files(value) if isinstance(value, dict) else value
+
+
+def build_described(description: ModelDescription, task: Any) -> nn.Module:
+    """Build a peer's model from its description, which may come from a file.
+
+    Raises:
+        ValueError: the architecture is not registered, or a value is not one it takes.
+    """
+    options = description.values.get("options")
+    if description.name not in ARCH_MODEL_REGISTRY:
+        raise ValueError(f"the peer's architecture {description.name!r} is not registered with fairseq")
+    if not isinstance(options, dict) or options.get("_name") != description.name:
+        raise ValueError(f"the peer's architecture {description.name} comes without its options")
+    options = _without_files(options)
+    cfg = OmegaConf.create(options) if description.values.get("structured") else argparse.Namespace(**options)
+    try:
+        model: nn.Module = build_model(cfg, task)
+    except Exception as error:  # whatever fairseq raises for a value it does not take
+        raise ValueError(f"fairseq cannot build the peer's {description.name} as described: {error!r}") from error
+    return model
