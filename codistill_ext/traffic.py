@@ -1,6 +1,9 @@
-"""Bytes between models, as this rank sees them: counted while running."""
+"""Bytes between models, as one rank sees them: predicted from the configuration, and counted while running."""
 
 from collections import Counter
+
+from codistill_ext.config import CodistillConfig
+from codistill_ext.topology import students_of
 
 KINDS = ("predictions", "weights", "control")
 
@@ -25,3 +28,40 @@ class TrafficCounter:
         for kind in KINDS:
             self.sent[kind] = state[f"sent/{kind}"]
             self.received[kind] = state[f"received/{kind}"]
+
+
+def bytes_a_row(outputs: int, config: CodistillConfig) -> int:
+    """Bytes of one prediction (a sample, or a token) of ``outputs`` classes as it crosses in float32 or less."""
+    if config.encoding == "full":
+        return 4 * outputs
+    if config.encoding == "half":
+        return 2 * outputs
+    index_bytes = 1 if outputs <= 1 << 8 else 2 if outputs <= 1 << 16 else 4
+    return min(config.topk, outputs) * (2 + index_bytes)
+
+
+def predicted_predictions(config: CodistillConfig, model_index: int, *, rows: int, outputs: int) -> dict[str, int]:
+    """Bytes that a rank sends and receives for one mini-batch, when the term is on and nobody has left.
+
+    Args:
+        rows: positions that count, of this rank's mini-batch.
+    """
+    size = rows * bytes_a_row(outputs, config)
+    return {
+        "sent/predictions": size * len(students_of(config.peers, model_index)),
+        "received/predictions": size * len(config.peers[model_index]),
+    }
+
+
+def predicted_weights(config: CodistillConfig, model_index: int, *, model_bytes: int, ranks: int) -> dict[str, int]:
+    """Bytes that a rank sends and receives in one exchange of checkpoints.
+
+    Args:
+        model_bytes: of one model as it crosses (``WeightPacker.total_bytes``), equal for all models.
+        ranks: of each model; each moves its share.
+    """
+    share = -(-model_bytes // ranks)
+    return {
+        "sent/weights": share * len(students_of(config.peers, model_index)),
+        "received/weights": share * len(config.peers[model_index]),
+    }

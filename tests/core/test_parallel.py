@@ -264,3 +264,90 @@ def test_a_state_of_other_options_is_refused() -> None:
     other = CodistillParallel(build(0), ModelGroups.create(CodistillConfig()), CodistillConfig(alpha=0.5))
     with pytest.raises(ValueError, match=r"other codistillation options \(alpha: 0\.5 then, 1\.0 now\)"):
         model.load_codistill_state_dict(other.codistill_state_dict())
+
+
+def _skips(rank: int, options: dict[str, Any]) -> tuple[int, int]:
+    """Model 1's optimizer skips every third step, as fp16 does at an overflow."""
+    config = CodistillConfig(**options)
+    groups = ModelGroups.create(config)
+    model = CodistillParallel(build(rank), groups, config)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    steps = peers = 0
+    for update in range(12):
+        x, y = batches(update, 0, 0, coordinated=True)
+        logits = model(x)
+        term = model.codistill(x, logits)
+        optimizer.zero_grad()
+        (F.cross_entropy(logits, y) + term.loss).backward()
+        if rank == 0 or update % 3:
+            optimizer.step()
+            steps += 1
+        model.after_update()
+        peers += term.peers
+    model.leave()
+    model.close()
+    return steps, peers
+
+
+@pytest.mark.parametrize(
+    ("options", "terms"),
+    [({"models": 2}, 12), ({"models": 2, "exchange": "checkpoints", "period": 4, "lag": 1}, 7)],
+    ids=["predictions", "checkpoints"],
+)
+def test_a_model_that_skips_updates_stays_with_its_peer(options: dict[str, Any], terms: int) -> None:
+    assert run_ranks(2, _skips, options | {"timeout": 20.0}) == [(12, terms), (8, terms)]
+
+
+def _late(rank: int, policy: str, ranks: int) -> list[tuple[int, float | None]]:
+    """Model 1 comes 1.5 s late to the exchange after update 2; peers and staleness in each update."""
+    options = {"models": 2, "exchange": "checkpoints", "period": 2, "lag": 0, "stale_policy": policy}
+    config = CodistillConfig(**options, max_staleness=4, timeout=30.0)
+    groups = ModelGroups.create(config)
+    model = CodistillParallel(build(groups.model_index), groups, config)
+    seen = []
+    for update in range(14):
+        if groups.model_index == 1 and update == 3:
+            time.sleep(1.5)
+        x, _ = batches(update, groups.model_index, groups.data_rank, coordinated=False)
+        term = model.codistill(x, model(x))
+        seen.append((term.peers, model.report().get(f"staleness/{1 - groups.model_index}")))
+        model.after_update()
+        if model.groups.model_index == 0:
+            time.sleep(0.02)
+    model.leave()
+    model.close()
+    return seen
+
+
+@pytest.mark.parametrize("policy", ["wait", "go_on", "drop"])
+def test_late_weights_and_the_policies(policy: str) -> None:
+    first, second, *_ = run_ranks(4, _late, policy, 2)
+    assert [peers for peers, _ in first] == [peers for peers, _ in second], "the ranks of a model swap together"
+    ages = [age for _, age in first if age is not None]
+    if policy == "wait":
+        assert max(ages) <= 5, "4 updates old, and the one that is trained now"
+    elif policy == "drop":
+        assert all(age <= 4 for age in ages)
+
+
+def _teacher_option(rank: int, options: dict[str, Any]) -> bool:
+    config = CodistillConfig(models=2, exchange="checkpoints", period=1, lag=0, **options)
+    groups = ModelGroups.create(config)
+    module = build(groups.model_index)
+    model = CodistillParallel(module, groups, config)
+    model.after_update()
+    x, _ = batches(0, 0, 0, coordinated=True)
+    term = model.codistill(x, model(x))
+    reference = divergence(model(x), model.exchange.teachers[1 - rank].module(x), config.divergence)
+    model.leave()
+    model.close()
+    return bool(torch.isclose(term.divergence, reference.detach(), rtol=0.05, atol=1e-3))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"teacher_precision": "bfloat16"}, {"teacher_device": "cpu"}, {"encoding": "half"}],
+    ids=lambda options: str(options),
+)
+def test_options_of_teachers(options: dict[str, Any]) -> None:
+    assert run_ranks(2, _teacher_option, options) == [True, True]
