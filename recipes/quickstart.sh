@@ -31,8 +31,8 @@ TRANSLATION=(
 )
 VISION=(
     "${TORCHRUN[@]}" -m vision.train --dataset cifar10 --model resnet8_stride2 --codistill-models 2
-    --batch-size 128 --epochs 5 --lr 0.1 --lr-scheduler cosineannealinglr --lr-warmup-epochs 1
-    --weight-decay 5e-4 --norm-weight-decay 0 --amp --channels-last --workers 0 --device cpu
+    --batch-size 64 --epochs 4 --lr 0.1 --lr-scheduler cosineannealinglr --lr-warmup-epochs 1 --lr-warmup-decay 0.1
+    --weight-decay 5e-4 --amp --channels-last --device cpu
     --output-dir "$RUN/vision"
 )
 
@@ -55,12 +55,12 @@ train() {
     echo "$((SECONDS - start))" >"$directory/seconds"
 }
 
-# score OUTPUT CHECKPOINT[:CHECKPOINT]
-score() {
-    local output=$RUN/translation/score-$1.json
+# measure OUTPUT MODULE CHECKPOINT[:CHECKPOINT]: what a module of translation/ says about checkpoints, once.
+measure() {
+    local output=$RUN/translation/$1.json
     [[ -f $output ]] && return
-    echo "== translation: scoring $1, about half a minute"
-    (cd "$ROOT" && "$VENV/bin/python" -m translation.score "$DATA" --path "$2" >"$output.partial")
+    echo "== translation: $1, half a minute"
+    (cd "$ROOT" && "$VENV/bin/python" -m "translation.$2" "$DATA" --path "$3" >"$output.partial")
     mv "$output.partial" "$output"
 }
 
@@ -68,10 +68,12 @@ make_venv
 echo "== data: the shipped English-German corpus, pairs of up to 16 words"
 (cd "$ROOT" && "$VENV/bin/python" -m translation.prepare --dest "$DATA" --vocab-size 2000 --max-words 16)
 train translation "${TRANSLATION[@]}"
-BEST=checkpoint_best.pt
-score model0 "$RUN/translation/model0/$BEST"
-score model1 "$RUN/translation/model1/$BEST"
-score ensemble "$RUN/translation/model0/$BEST:$RUN/translation/model1/$BEST"
+MODEL0=$RUN/translation/model0/checkpoint_best.pt
+MODEL1=$RUN/translation/model1/checkpoint_best.pt
+measure score-model0 score "$MODEL0"
+measure score-model1 score "$MODEL1"
+measure score-ensemble score "$MODEL0:$MODEL1"
+measure agreement agreement "$MODEL0:$MODEL1"
 train vision "${VISION[@]}"
 echo "== result"
 "$VENV/bin/python" "$ROOT/recipes/quickstart_report.py" "$RUN"

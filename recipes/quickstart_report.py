@@ -1,8 +1,8 @@
 """The quickstart's result: one table, `summary.json` and the curves.
 
 `python recipes/quickstart_report.py RUN_DIR`, after recipes/quickstart.sh has trained and scored into it:
-`translation/` and `vision/`, each with `metrics.jsonl` and `seconds`; `translation/score-*.json`;
-`vision/summary.json`.
+`translation/` and `vision/`, each with `metrics.jsonl`, `summary.json` and `seconds`, and in `translation/`
+the files `score-*.json` and `agreement.json`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,26 +56,9 @@ def translation(run: Path) -> dict[str, Any]:
     ensemble = read_json(run / "score-ensemble.json")
     result = {"models": models, "ensemble_bleu": ensemble["bleu"], "signature": ensemble["signature"]}
     result["sentences"] = ensemble["sentences"]
-    return result | coupling(run, len(models))
-
-
-def coupling(run: Path, models: int) -> dict[str, Any]:
-    """How far the models agree (mean) and the bytes between them (sum), as last logged by each model."""
-    found: dict[str, Any] = {}
-    curves = [curve(run / "metrics.jsonl", f"model{index}/valid/agreement") for index in range(models)]
-    agreements = [points[-1][1] for points in curves if points]
-    if agreements:
-        found["agreement"] = sum(agreements) / len(agreements)
-    traffic = {
-        key: value for line in read_metrics(run / "metrics.jsonl") for key, value in line.items() if "/traffic/" in key
-    }
-    if traffic:
-        kinds = sorted({key.split("/traffic/")[1] for key in traffic})
-        found["bytes"] = {
-            kind: sum(int(value) for key, value in traffic.items() if key.endswith(f"/traffic/{kind}"))
-            for kind in kinds
-        }
-    return found
+    result["agreement"] = read_json(run / "agreement.json")["agreement"]
+    traffic = [Counter(model["traffic"]) for model in read_json(run / "summary.json")["models"]]
+    return result | {"bytes": dict(sum(traffic, Counter()))}
 
 
 def vision(run: Path) -> dict[str, Any]:
@@ -97,7 +81,7 @@ def summarise(run: Path) -> dict[str, Any]:
 def table(summary: dict[str, Any]) -> str:
     """The same for a terminal: one row a model, one for the ensemble, then what belongs to the pair."""
     text, pictures = summary["translation"], summary["vision"]
-    rows = [("", "translation", "", "vision"), ("", "test BLEU", "valid NLL", "top-1 %")]
+    rows: list[tuple[str, ...]] = [("", "translation", "", "vision"), ("", "test BLEU", "valid NLL", "top-1 %")]
     for index, (scored, seen) in enumerate(zip(text["models"], pictures["models"], strict=True)):
         rows.append((f"model {index}", *(f"{value:.2f}" for value in (*scored.values(), seen["top1"]))))
     rows.append(("ensemble", f"{text['ensemble_bleu']:.2f}", "", f"{pictures['ensemble_top1']:.2f}"))

@@ -21,16 +21,14 @@ def run(tmp_path):
         model = f"model{index}"
         lines += [{"update": u, f"{model}/train/nll_loss": 9.0 - u / 10} for u in (10, 20)]
         for update, nll in ((10, 5.0), (20, 4.0 + index)):
-            line = {
-                "update": update,
-                f"{model}/valid/nll_loss": nll,
-                f"{model}/valid/agreement": 0.5 + index / 4,
-            }
-            lines.append(line | {f"{model}/traffic/sent/predictions": update * 1_000_000})
+            lines.append({"update": update, f"{model}/valid/nll_loss": nll})
         (text / f"score-{model}.json").write_text(json.dumps({"bleu": 15.0 + index}))
     write_lines(text / "metrics.jsonl", lines)
     ensemble = {"bleu": 17.5, "signature": "nrefs:1|tok:13a", "sentences": 1261}
     (text / "score-ensemble.json").write_text(json.dumps(ensemble))
+    (text / "agreement.json").write_text(json.dumps({"agreement": 0.625, "positions": 10}))
+    models = [{"model": index, "traffic": {"sent/predictions": 20_000_000}} for index in (0, 1)]
+    (text / "summary.json").write_text(json.dumps({"models": models}))
     (text / "seconds").write_text("300\n")
     write_lines(pictures / "metrics.jsonl", [{"update": 5, "model0/train/loss": 2.0, "model0/valid/top1": 60.0}])
     summary = {"models": [{"top1": 75.0, "history": []}, {"top1": 76.0}], "ensemble_top1": 77.0}
