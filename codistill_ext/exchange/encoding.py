@@ -79,7 +79,7 @@ class TopKEncoding(Encoding):
         logits_NC = logits_NC.detach()
         outputs = logits_NC.size(1)
         # A temperature does not change the order, so the search needs no copy of all logits.
-        top_NK, index_NK = logits_NC.topk(min(self.k, outputs), dim=1, sorted=False)
+        index_NK = logits_NC.topk(min(self.k, outputs), dim=1, sorted=False).indices
         scaled_NC = logits_NC if self.temperature == 1 else logits_NC.float() / self.temperature
         logp_NK = F.log_softmax(scaled_NC, dim=1, dtype=torch.float32).gather(1, index_NK)
         dtype, offset = _index_type(outputs)
