@@ -30,23 +30,15 @@ class TrafficCounter:
             self.received[kind] = state[f"received/{kind}"]
 
 
-def bytes_a_row(outputs: int, config: CodistillConfig) -> int:
-    """Bytes of one prediction (a sample, or a token) of ``outputs`` classes as it crosses in float32 or less."""
-    if config.encoding == "full":
-        return 4 * outputs
-    if config.encoding == "half":
-        return 2 * outputs
-    index_bytes = 1 if outputs <= 1 << 8 else 2 if outputs <= 1 << 16 else 4
-    return min(config.topk, outputs) * (2 + index_bytes)
-
-
 def predicted_predictions(config: CodistillConfig, model_index: int, *, rows: int, outputs: int) -> dict[str, int]:
     """Bytes that a rank sends and receives for one mini-batch, when the term is on and nobody has left.
 
     Args:
         rows: positions that count, of this rank's mini-batch.
     """
-    size = rows * bytes_a_row(outputs, config)
+    from codistill_ext.exchange.encoding import build_encoding  # exchanges count with this module
+
+    size = build_encoding(config).payload_bytes(rows, outputs)
     return {
         "sent/predictions": size * len(students_of(config.peers, model_index)),
         "received/predictions": size * len(config.peers[model_index]),

@@ -70,7 +70,8 @@ def _check_effects(args: argparse.Namespace, given: set[str]) -> None:
     if args.dataset == "cifar10":
         refuse(_IMAGE_SIZES, "with --dataset cifar10, whose pictures are 32x32")
     if args.test_only:
-        keeps = ("codistill_models", "codistill_placement", "codistill_timeout")
+        keeps = "codistill_models codistill_placement codistill_timeout codistill_exchange codistill_dir".split()
+        keeps.append("codistill_model_index")
         coupling = [name for name in given if name.startswith("codistill_") and name not in keeps]
         refuse([*_TRAINING, *sorted(coupling)], "with --test-only")
         if args.resume != "auto":

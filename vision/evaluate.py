@@ -45,7 +45,7 @@ def evaluate_together(module: nn.Module, loader: Any, groups: ModelGroups, place
     """
     totals = _Totals.over(module, loader, groups, place, together=True)
     models = [totals.of_model(index) for index in range(_models_here(groups))]
-    summary: dict[str, Any] = {"models": models, "reported": models[0]["top1"]}
+    summary: dict[str, Any] = {"models": models, "reported_model": 0}
     summary["mean_top1"] = sum(model["top1"] for model in models) / len(models)
     summary["ensemble_top1"] = totals.percent(totals.ensemble)
     summary["agreement"] = totals.agreement_mean() if len(models) > 1 else None

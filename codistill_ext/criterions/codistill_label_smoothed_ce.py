@@ -56,11 +56,21 @@ class CodistillLabelSmoothedCE(LabelSmoothedCrossEntropyCriterion):
     ``codistill_loss`` is alpha times the divergence, in the same unit (base 2, a token).
     """
 
+    models = 1
+
     @classmethod
     def build_criterion(cls, cfg: Any, task: Any) -> "CodistillLabelSmoothedCE":
-        return cls(task, cfg.sentence_avg, cfg.label_smoothing, cfg.ignore_prefix_size, cfg.report_accuracy)
+        criterion = cls(task, cfg.sentence_avg, cfg.label_smoothing, cfg.ignore_prefix_size, cfg.report_accuracy)
+        criterion.models = cfg.codistill_models
+        return criterion
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, Any, dict[str, Any]]:
+        if model.training and self.models > 1 and not isinstance(model, CodistillParallel):
+            raise RuntimeError(
+                f"{NAME} was asked for {self.models} models, but the plug-in does not run this job, so they would "
+                f"overwrite one another: start it with `fairseq-train ... --user-dir codistill_ext`, or for hydra with "
+                f"`-m codistill_ext.hydra_train`"
+            )
         recorder = _Recorder(model)
         loss, sample_size, logging_output = super().forward(recorder, sample, reduce=reduce)
         if not (isinstance(model, CodistillParallel) and model.training and model.exchange is not None):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from codistill_ext import CodistillConfig
-from tests.core.training import LR, batches, build, train
+from tests.core.training import ALIKE, LR, UNLIKE, batches, build, train
 from tests.naive import train_naively
 from tests.ranks import run_ranks
 
@@ -40,20 +40,31 @@ def _name(case: tuple[dict[str, Any], int]) -> str:
 
 @pytest.mark.parametrize("case", CASES, ids=_name)
 def test_equals_the_naive_run(case: tuple[dict[str, Any], int]) -> None:
-    options, ranks = case
+    _compare_runs(*case, widths=ALIKE)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [({"models": 3}, 1), ({"models": 3, **CHECKPOINTS}, 1), ({"models": 4, **CHECKPOINTS, "topology": "ring"}, 1)],
+    ids=_name,
+)
+def test_models_of_other_architectures_equal_the_naive_run(case: tuple[dict[str, Any], int]) -> None:
+    _compare_runs(*case, widths=UNLIKE)
+
+
+def _compare_runs(options: dict[str, Any], ranks: int, *, widths: tuple[int, ...]) -> None:
     config = CodistillConfig(**options)
     expected = train_naively(
-        build,
+        functools.partial(build, widths=widths),
         functools.partial(batches, coordinated=config.coordinated),
         config,
         ranks=ranks,
         updates=UPDATES,
         lr=LR,
     )
-    for result in run_ranks(config.models * ranks, train, options, UPDATES):
+    for result in run_ranks(config.models * ranks, train, options, UPDATES, widths):
         assert any(peers for _, peers in result["terms"]) or not config.peers[result["model"]]
-        if ranks == 1 or result is not None:
-            _compare(result["state"], expected[result["model"]], buffers=ranks == 1)
+        _compare(result["state"], expected[result["model"]], buffers=ranks == 1)
 
 
 def _compare(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], buffers: bool) -> None:

@@ -7,14 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codistill_ext import CodistillConfig, CodistillParallel, ModelGroups
+from codistill_ext.exchange import ModelDescription
 from tests.naive import Net
 
 LR = 0.05
 
 
-def build(index: int) -> Net:
+ALIKE, UNLIKE = (12, 12, 12, 12), (12, 16, 9, 20)
+
+
+def build(index: int, widths: tuple[int, ...] = ALIKE) -> Net:
     torch.manual_seed(100 + index)
-    return Net()
+    return Net(width=widths[index])
 
 
 def batches(update: int, model: int, rank: int, *, coordinated: bool) -> tuple[Tensor, Tensor]:
@@ -22,12 +26,18 @@ def batches(update: int, model: int, rank: int, *, coordinated: bool) -> tuple[T
     return torch.randn(6, 8, generator=generator), torch.randint(0, 5, (6,), generator=generator)
 
 
-def train(rank: int, options: dict[str, Any], updates: int) -> dict[str, Any]:
+def train(rank: int, options: dict[str, Any], updates: int, widths: tuple[int, ...] = ALIKE) -> dict[str, Any]:
     """Train as a user would; returns this rank's model index, state and what the coupling says."""
     config = CodistillConfig(**options)
     groups = ModelGroups.create(config)
-    module = build(groups.model_index)
-    model = CodistillParallel(module, groups, config)
+    module = build(groups.model_index, widths)
+    model = CodistillParallel(
+        module,
+        groups,
+        config,
+        description=ModelDescription("net", {"width": widths[groups.model_index]}),
+        build_peer=lambda peer: Net(width=peer.values["width"]),
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
     terms = []
     for update in range(updates):

@@ -10,8 +10,7 @@ from tests.fairseq_plugin.commands import CRITERION, train, weights
 LAST = "checkpoint_last.pt"
 TWO = [*CRITERION, "--codistill-models", "2"]
 OWN = (
-    "1: {encoder_layers: 2, decoder-embed-dim: 24, encoder_embed_dim: 24, dropout: 0.2, "
-    "lr: 0.002, label_smoothing: 0}"
+    "1: {encoder_layers: 2, decoder-embed-dim: 24, encoder_embed_dim: 24, dropout: 0.2, lr: 0.002, label_smoothing: 0}"
 )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.fairseq_plugin.commands import CRITERION, STOCK, run, same_bits, script, train, weights
+from tests.fairseq_plugin.commands import CRITERION, SMALL, STOCK, run, same_bits, script, train, weights
 
 LAST = "checkpoint_last.pt"
 TWO = [*CRITERION, "--codistill-models", "2"]
@@ -118,12 +118,32 @@ def test_a_model_that_stops_early_hangs_nobody(data_bin: Path, tmp_path: Path) -
         "train.cli_main()\n"
     )
     options = ["--max-update", "10", "--validate-interval-updates", "2", "--codistill-timeout", "60"]
-    from tests.fairseq_plugin.commands import SMALL
-
     command = [script("torchrun"), "--standalone", "--nproc-per-node", "2", str(launch), str(data_bin)]
     run([*command, "--user-dir", "codistill_ext", *SMALL, *TWO, *options, "--save-dir", str(tmp_path / "run")])
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert [model["updates"] for model in summary["models"]] == [10, 4]
+
+
+def test_gradients_that_are_not_numbers_end_the_job_with_their_message(data_bin: Path, tmp_path: Path) -> None:
+    """fairseq then repeats the batch on one model alone, to find the layer: without the peers."""
+    launch = tmp_path / "launch.py"
+    launch.write_text(
+        "import os, torch\n"
+        "from fairseq_cli import train\n"
+        "from codistill_ext import fairseq_trainer\n"
+        "from codistill_ext.tasks import codistill_translation\n"
+        "step = fairseq_trainer.CodistillTrainer.train_step\n"
+        "def poisoned(self, samples, raise_oom=False):\n"
+        "    if os.environ['RANK'] == '1' and self.get_num_updates() == 3:\n"
+        "        next(self._model.parameters()).data.fill_(float('nan'))\n"
+        "    return step(self, samples, raise_oom)\n"
+        "fairseq_trainer.CodistillTrainer.train_step = poisoned\n"
+        "train.cli_main()\n"
+    )
+    command = [script("torchrun"), "--standalone", "--nproc-per-node", "2", str(launch), str(data_bin)]
+    options = ["--max-update", "10", "--codistill-timeout", "60", "--save-dir", str(tmp_path / "run")]
+    output = run([*command, "--user-dir", "codistill_ext", *SMALL, *TWO, *options], fails=True)
+    assert "gradients are Nan/Inf" in output
 
 
 def test_hydra_trains_from_the_configuration_in_the_repository(data_bin: Path, tmp_path: Path) -> None:

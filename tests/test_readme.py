@@ -1,0 +1,122 @@
+"""What README.md and docs/ promise is what the code does."""
+
+import dataclasses
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from codistill_ext import CodistillConfig
+from codistill_ext.config import flag
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+DEADLINE_S = 120
+
+
+def code_blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def torchrun(script: Path, processes: int) -> str:
+    """Run a script under torchrun in its own directory; its output. Ends the process group if it takes too long."""
+    command = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", str(processes)]
+    process = subprocess.Popen(
+        [*command, script.name],
+        cwd=script.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=DEADLINE_S)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert process.returncode == 0, output[-5000:]
+    return output
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_loop_trains_two_models_that_differ(tmp_path: Path, processes: int) -> None:
+    (block,) = code_blocks(README, "python")
+    assert block.count("# NEW") + block.count("# CHANGED") == 9
+    (tmp_path / "loop.py").write_text(block)
+    output = torchrun(tmp_path / "loop.py", processes)
+    assert "Warning" not in output
+    top1 = {int(index): float(value) for index, value in re.findall(r"^model (\d): top-1 ([\d.]+) %$", output, re.M)}
+    assert top1.keys() == {0, 1} and min(top1.values()) > 85, output
+    agreement, distance = map(float, re.search(r"agreement ([\d.]+) %, distance ([\d.]+)", output).groups())
+    assert 85 < agreement < 100 and distance > 1, output
+
+
+def test_the_options_table_names_every_option_with_its_default() -> None:
+    rows = re.findall(r"^\| `(--codistill-\S+)` \| `?(\S+?)`? \| (.*) \|$", README.read_text(), re.MULTILINE)
+    assert [(name, default) for name, default, _ in rows] == [
+        (flag(option.name), str(option.default) or "(empty)") for option in dataclasses.fields(CodistillConfig)
+    ]
+    meanings = {name: meaning for name, _, meaning in rows}
+    for option in dataclasses.fields(CodistillConfig):
+        for choice in option.metadata["choices"] or ():
+            assert f"`{choice}`" in meanings[flag(option.name)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_names_what_exists(page: Path) -> None:
+    text = page.read_text()
+    options = {flag(option.name) for option in dataclasses.fields(CodistillConfig)}
+    assert set(re.findall(r"--codistill-[a-z][a-z-]*[a-z]", text)) <= options
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        file, _, heading = target.partition("#")
+        linked = (page.parent / file).resolve() if file else page
+        assert linked.exists(), target
+        assert not heading or heading in _headings(linked), target
+    for name in re.findall(
+        r"`((?:recipes|tests|benchmarks|requirements|codistill_ext|vision|translation)/[\w./-]+)`", text
+    ):
+        assert (ROOT / name).exists(), name
+    for block in code_blocks(page, "python"):
+        compile(block, page.name, "exec")
+
+
+def _headings(page: Path) -> set[str]:
+    """As the anchors that web pages of repositories make of them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def _vision_commands() -> Iterator[list[str]]:
+    for page in PAGES:
+        for line in page.read_text().replace("\\\n", " ").splitlines():
+            if "-m vision.train --" in line and "--help" not in line and "`" not in line:
+                options = shlex.split(line.split("-m vision.train ")[1])
+                yield [option for option in options if option != "..."]
+
+
+def test_vision_commands_are_accepted() -> None:
+    pytest.importorskip("torchvision")
+    from vision.options import build_parser, parse_options
+
+    commands = list(_vision_commands())
+    assert len(commands) >= 5
+    for command in commands:
+        given = command if "--dataset" in command or "--data-path" in command else [*command, "--data-path", "DIR"]
+        parse_options(build_parser(), given)
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["license"] == "MIT"
+    assert f'version="{citation["version"]}"' in (ROOT / "setup.py").read_text()
