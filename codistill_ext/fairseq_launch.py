@@ -9,18 +9,20 @@ import json
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from fairseq import checkpoint_utils
 from fairseq import options as fairseq_options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 from fairseq_cli import train as fairseq_train
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import to_absolute_path
 from omegaconf import OmegaConf, open_dict
 
 from codistill_ext import fairseq_checkpoints
@@ -28,6 +30,7 @@ from codistill_ext.config import CodistillConfig
 from codistill_ext.fairseq_models import plain_values
 from codistill_ext.fairseq_trainer import CodistillTrainer, replaced
 from codistill_ext.groups import ModelGroups
+from codistill_ext.rendezvous import INIT_METHOD
 from codistill_ext.runlog import RunLog
 from codistill_ext.sampling import model_seed
 from codistill_ext.settings import read_settings, to_flags
@@ -60,13 +63,19 @@ def install() -> None:
 
 def call_main(cfg: Any, main: Callable[..., None], **kwargs: Any) -> None:
     """In place of ``fairseq.distributed.utils.call_main``: the process group differs on CPU."""
-    if getattr(cfg.criterion, "_name", None) not in CRITERIONS or main is not fairseq_train.main:
+    if getattr(cfg.criterion, "_name", None) not in CRITERIONS or not _is_training(main):
         return _fairseq_call_main(cfg, main, **kwargs)
     try:
         prepare(cfg)
     except ValueError as error:
         raise SystemExit(f"codistillation: {error}") from error
     return _fairseq_call_main(cfg, train_one_model, **kwargs)
+
+
+def _is_training(main: Callable[..., None]) -> bool:
+    """Also when fairseq_cli.train was started with -m, which makes a second copy of its functions."""
+    code, known = main.__code__, fairseq_train.main.__code__
+    return (code.co_filename, code.co_name) == (known.co_filename, known.co_name)
 
 
 def options_of(cfg: Any) -> CodistillConfig:
@@ -82,6 +91,9 @@ def prepare(cfg: Any) -> None:
     config = options_of(cfg)
     if config.models > 1:
         _refuse(cfg)
+    if HydraConfig.initialized():
+        with open_dict(cfg):  # hydra gives every rank a working directory of its own
+            cfg.checkpoint.save_dir = to_absolute_path(cfg.checkpoint.save_dir)
     for index, options in enumerate(read_settings(config.settings, config.models)):
         with_settings(cfg, index, options)  # argparse ends the program at a mistake
     with open_dict(cfg):
@@ -166,7 +178,7 @@ def _set_process_group(cfg: Any) -> None:
     on_cpu = cfg.common.cpu or not torch.cuda.is_available()
     under_torchrun = all(name in os.environ for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK"))
     if training.distributed_init_method is None and under_torchrun and int(os.environ["WORLD_SIZE"]) > 1:
-        training.distributed_init_method = "env://"
+        training.distributed_init_method = INIT_METHOD
         training.distributed_world_size = int(os.environ["WORLD_SIZE"])
         training.distributed_rank = int(os.environ["RANK"])
         training.device_id = 0 if on_cpu else int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
@@ -282,16 +294,17 @@ def current_groups() -> ModelGroups | None:
 
 
 def _write_summary(trainer: CodistillTrainer, log: RunLog, groups: ModelGroups) -> None:
+    """Every model's figures, and the bytes between the models, summed over a model's ranks."""
     mine = {
         "model": groups.model_index,
         "updates": trainer.get_num_updates(),
         "valid": trainer.valid_stats,
         "traffic": trainer.model.exchange.traffic.to_dict() if trainer.model.exchange is not None else {},
     }
-    everyone: list[Any] = [mine]
-    if groups.world_size > 1:
-        everyone = [None] * groups.world_size
-        dist.all_gather_object(everyone, mine if groups.is_lead else None)
-    models = sorted((one for one in everyone if one is not None), key=lambda one: one["model"])
-    log.write_summary({"models": models, "reported_by_the_paper": "model 0"})
-    logger.info("models: %s", json.dumps(models))
+    models: dict[int, dict[str, Any]] = {}
+    for one in groups.gather(mine):  # by rank, so each model's lead comes first
+        model = models.setdefault(one["model"], one | {"traffic": Counter()})
+        model["traffic"].update(one["traffic"])
+    found = [model | {"traffic": dict(model["traffic"])} for _, model in sorted(models.items())]
+    log.write_summary({"models": found, "reported_model": 0})
+    logger.info("models: %s", json.dumps(found))

@@ -5,11 +5,12 @@ its own checkpoint, so checkpoints belong together if the models had held the sa
 exchanges (``cut``); a model that had finished waits for nobody and belongs to all later ones.
 """
 
+import fcntl
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,9 @@ from codistill_ext.groups import ModelGroups
 from codistill_ext.storage import check_whole, put_in_place, remove_leftovers
 
 logger = logging.getLogger(__name__)
+
+_LOCK_FILE = ".lock"
+_locks: dict[Path, IO[str]] = {}  # of this process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,21 +92,25 @@ def _newest_at(found: Sequence[Saved], cut: int) -> Saved | None:
     return None
 
 
-def agree(paths: Sequence[Path], describe: Describe, groups: ModelGroups) -> Saved:
+def agree(paths: Sequence[Path], describe: Describe, groups: ModelGroups, *, read_only: bool = False) -> Saved:
     """What this model resumes from. Every rank of the job must call it; the lead of each model reads its files.
 
     Args:
         paths: of this model's files, the newest, the one before, and others.
         describe: what a loaded file holds.
+        read_only: the run will not save there.
 
     Raises:
-        ValueError: on every rank: no checkpoints belong together, or a model has only damaged ones.
+        ValueError: on every rank: no checkpoints belong together, a model has only damaged ones, or
+            another job is at work there.
     """
     mine: list[Saved] | str | None = None
     if groups.is_lead:
         try:
+            if not read_only:
+                _take_possession(paths[0].parent)
             mine = whole_checkpoints(paths, describe)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             mine = str(error)
     leads = {index: found for index, found in groups.gather((groups.model_index, mine)) if found is not None}
     for found in leads.values():
@@ -121,6 +129,29 @@ def agree(paths: Sequence[Path], describe: Describe, groups: ModelGroups) -> Sav
             "model %d resumes from %s, not %s: not all models have saved that", groups.model_index, own, newest
         )
     return own
+
+
+def _take_possession(directory: Path) -> None:
+    """Workers outlive a torchrun that is killed alone; they must not save beside those that resume.
+
+    Raises:
+        ValueError: another process has the directory.
+    """
+    if directory in _locks:
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    file = open(directory / _LOCK_FILE, "a")  # noqa: SIM115  as long as this process lives, and no longer
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(
+            f"another process is still training in {directory}, perhaps one that outlived its torchrun: end it, "
+            "or wait for its end"
+        ) from None
+    except OSError as error:  # a file system without locks
+        logger.warning("cannot lock %s (%s): make sure that only one job trains there", directory, error)
+    _locks[directory] = file
 
 
 def make_current(chosen: Saved, paths: Sequence[Path], groups: ModelGroups) -> None:

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from codistill_ext.rendezvous import INIT_METHOD
+
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
@@ -56,7 +58,7 @@ def start_process_group(device: torch.device, *, timeout_s: float) -> None:
     if "RANK" not in os.environ:
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+    dist.init_process_group(backend, INIT_METHOD, timeout=datetime.timedelta(seconds=timeout_s))
 
 
 def stop_process_group() -> None:
