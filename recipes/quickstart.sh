@@ -4,7 +4,7 @@
 #   bash recipes/quickstart.sh
 #
 # Needs Linux, Python 3.11 or 3.12 and a network; no root, no GPU. Installs into .venv (5.5 GB, 2 to 10 minutes,
-# once), then takes about 12 minutes on 2 cores. Ends with a table; the same is in runs/quickstart/summary.json
+# once), then takes about 13 minutes on 2 cores. Ends with a table; the same is in runs/quickstart/summary.json
 # and the curves in runs/quickstart/curves.png. Should reach at least 12 BLEU (copying the source: 3.8) and 70 % top-1.
 # A second run reuses what the first one finished; remove runs/quickstart to train again.
 set -euo pipefail
@@ -25,8 +25,8 @@ TRANSLATION=(
     --encoder-layers 2 --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4
     --decoder-layers 2 --decoder-embed-dim 128 --decoder-ffn-embed-dim 512 --decoder-attention-heads 4
     --encoder-normalize-before --decoder-normalize-before
-    --optimizer adam --adam-betas '(0.9, 0.98)' --lr 3e-3 --max-tokens 1200 --max-update 1700
-    --lr-scheduler polynomial_decay --warmup-updates 200 --total-num-update 1700
+    --optimizer adam --adam-betas '(0.9, 0.98)' --lr 3e-3 --max-tokens 1200 --max-update 1500
+    --lr-scheduler polynomial_decay --warmup-updates 200 --total-num-update 1500
     --required-batch-size-multiple 1 --num-workers 0 --seed 1 --cpu
     --best-checkpoint-metric nll_loss --no-epoch-checkpoints
     --log-format simple --log-interval 100 --save-dir "$RUN/translation"
@@ -48,7 +48,7 @@ train() {
     fi
     rm -rf "$directory"
     mkdir -p "$directory"
-    echo "== $name: training two models, about 5 minutes; watch $directory/log"
+    echo "== $name: training two models, 4 to 8 minutes; watch $directory/log"
     echo "$*" >"$directory/command"
     if ! (cd "$ROOT" && "$@" >"$directory/log" 2>&1); then
         tail -n 20 "$directory/log" >&2

@@ -7,11 +7,14 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from codistill_ext.fairseq_checkpoints import CheckpointFiles
+from codistill_ext.fairseq_checkpoints import CheckpointFiles, at_updates_tried, has_finished
 from codistill_ext.groups import ModelGroups
 from codistill_ext.resume import BEGINNING, Saved, agree, belong_together, make_current, whole_checkpoints
 from codistill_ext.storage import load_whole, previous_path, save_checkpoint
@@ -143,3 +146,49 @@ def test_a_model_that_runs_ahead_keeps_what_its_peer_has(tmp_path: Path) -> None
     ahead.save(30, 2)
     chosen = belong_together({0: ahead.found(), 1: behind.found()})
     assert chosen is not None and (chosen[0].update, chosen[1].update) == (25, 15)
+
+
+def test_models_that_skip_updates_save_at_the_same_attempts() -> None:
+    """Model 1 skips its third update (overflow): both still save after 4 and 8 attempts."""
+
+    def attempts_saved(skipped: set[int]) -> list[int]:
+        cfg = OmegaConf.create({"checkpoint": {"save_interval_updates": 4}})
+        saved_at: list[int] = []
+
+        def save(cfg: Any, trainer: Any) -> None:  # as fairseq decides
+            every, done = cfg.checkpoint.save_interval_updates, trainer.get_num_updates()
+            if every > 0 and done > 0 and done % every == 0:
+                saved_at.append(trainer.model.updates)
+
+        for tried in range(1, 10):
+            done = tried - len([attempt for attempt in skipped if attempt <= tried])
+            trainer = SimpleNamespace(
+                model=SimpleNamespace(updates=tried),
+                config=SimpleNamespace(active=True),
+                get_num_updates=lambda n=done: n,
+            )
+            at_updates_tried(save)(cfg, trainer)
+        assert cfg.checkpoint.save_interval_updates == 4
+        return saved_at
+
+    assert attempts_saved(set()) == attempts_saved({3}) == attempts_saved({3, 4}) == [4, 8]
+
+
+@pytest.mark.parametrize(
+    ("limits", "finished"),
+    [
+        ({}, False),
+        ({"max_update": 10}, True),
+        ({"max_update": 11}, False),
+        ({"max_epoch": 2}, True),
+        ({"max_epoch": 3}, False),
+        ({"stop_time_hours": 0.5}, True),
+        ({"patience": 3}, True),
+        ({"patience": 4}, False),
+    ],
+)
+def test_what_has_finished_by_the_options_of_now(limits: dict[str, float], finished: bool) -> None:
+    optimization = {"max_update": 0, "max_epoch": 0, "stop_time_hours": 0} | limits
+    cfg = OmegaConf.create({"optimization": optimization, "checkpoint": {"patience": limits.get("patience", -1)}})
+    extra = {"codistill": {"patience": {"num_runs": 3}}, "previous_training_time": 2000, "train_iterator": {"epoch": 3}}
+    assert has_finished(10, extra, cfg) == finished
