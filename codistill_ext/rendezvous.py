@@ -21,7 +21,9 @@ INIT_METHOD = f"{_SCHEME}://"
 
 def _of_this_attempt(url: str, timeout: Any = default_pg_timeout, **options: Any) -> Iterator[Any]:
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    # Without torchrun's own store each attempt has a new one, and nodes may count their restarts differently.
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if shared else "0"
     yield distributed_c10d.PrefixStore(f"attempt{attempt}", store), rank, world_size
     raise RuntimeError("the processes of a job meet once")
 
