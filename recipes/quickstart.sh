@@ -62,7 +62,7 @@ measure() {
     local output=$RUN/translation/$1.json
     [[ -f $output ]] && return
     echo "== translation: $1, half a minute"
-    (cd "$ROOT" && "$VENV/bin/python" -m "translation.$2" "$DATA" --path "$3" >"$output.partial")
+    (cd "$ROOT" && "$VENV/bin/python" -m "translation.$2" "$DATA" --path "$3" >"$output.partial" 2>>"$RUN/translation/log")
     mv "$output.partial" "$output"
 }
 
