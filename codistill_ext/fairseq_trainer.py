@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq import utils
+from fairseq.logging import metrics
 from fairseq.models import distributed_fairseq_model
 from fairseq.trainer import Trainer
 from torch import Tensor, nn
@@ -121,7 +122,9 @@ class CodistillTrainer(Trainer):
         output = super().train_step(samples, raise_oom=raise_oom or each_batch_counts)
         self.model.after_update()
         if output is not None and self.get_num_updates() % self.cfg.common.log_interval == 0:
-            values = {key: float(value) for key, value in output.items() if key in _LOGGED}
+            # Means since the last line; main resets them behind this.
+            means = metrics.get_smoothed_values("train_inner")
+            values = {key: float(value) for key, value in means.items() if key in _LOGGED}
             self._log("train", values | {"lr": float(self.get_lr())})
         return output
 
