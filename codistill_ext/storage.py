@@ -83,11 +83,14 @@ def _sync_directory(directory: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: _write(file, text.encode()))
+    write_bytes(path, text.encode())
 
 
-def _write(file: IO[bytes], data: bytes) -> None:
-    file.write(data)
+def write_bytes(path: Path, data: bytes) -> None:
+    def write(file: IO[bytes]) -> None:
+        file.write(data)
+
+    write_atomically(path, write)
 
 
 def previous_path(path: Path) -> Path:

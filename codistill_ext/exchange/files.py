@@ -28,7 +28,7 @@ from codistill_ext.errors import PeerTimeoutError
 from codistill_ext.exchange.description import ModelDescription, PeerBuilder
 from codistill_ext.exchange.teachers import Arrival, Flight, TeacherExchange, done
 from codistill_ext.groups import ModelGroups
-from codistill_ext.storage import write_atomically
+from codistill_ext.storage import write_bytes
 
 FORMAT_VERSION = 1
 _KEPT_FILES = 3
@@ -75,12 +75,8 @@ def write_weights(
         "sha256": _checksum(tensors),
     }
     data = safetensors.torch.save(dict(tensors), metadata={"codistill": json.dumps(header)})
-    write_atomically(path, lambda file: _write(file, data))
+    write_bytes(path, data)
     return len(data)
-
-
-def _write(file: Any, data: bytes) -> None:
-    file.write(data)
 
 
 def read_weights(path: Path) -> WeightFile:
