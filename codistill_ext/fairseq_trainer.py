@@ -3,7 +3,6 @@
 ``fairseq_launch`` prepares the job; here is what happens inside it.
 """
 
-import argparse
 import contextlib
 import hashlib
 from collections.abc import Iterator
@@ -177,12 +176,11 @@ class CodistillTrainer(Trainer):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values alone, so that any fairseq command loads the file without unpickling classes."""
-        state = super().state_dict()
-        state["extra_state"][STATE_KEY] = self._codistill_state
-        state["cfg"]["task"] = _as_dict(state["cfg"]["task"])
+        state = plain_values(super().state_dict())
+        state["extra_state"][STATE_KEY] = plain_values(self._codistill_state)
         if state["cfg"]["task"].get("_name") == "codistill_translation":
             state["cfg"]["task"]["_name"] = "translation"
-        return plain_values(state)
+        return state
 
     def save_checkpoint(self, filename: str, extra_state: dict[str, Any]) -> str | None:
         """Write a whole file or none."""
@@ -243,7 +241,3 @@ def _distributed_data_parallel(module: nn.Module, **options: Any) -> Distributed
     if next(module.parameters()).device.type == "cpu":
         options |= {"device_ids": None, "output_device": None}
     return DistributedDataParallel(module, **options)
-
-
-def _as_dict(value: Any) -> dict[str, Any]:
-    return vars(value) if isinstance(value, argparse.Namespace) else value
