@@ -93,7 +93,7 @@ class CodistillConfig:
     )
     teacher_precision: str = _option(
         "auto",
-        "checkpoints, files: precision of the teachers' forward pass; auto is 16 bits on CUDA, float32 on CPU",
+        "checkpoints, files: precision of the teachers' forward pass; auto is 16 bits on CUDA, elsewhere the student's",
         PRECISIONS,
     )
     teacher_device: str = _option(

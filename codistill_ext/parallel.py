@@ -70,6 +70,8 @@ class CodistillParallel(nn.Module):
         self.groups, self.config = groups, config
         self.updates = 0
         self._logits_of = logits_of or _identity
+        self._autocast: torch.dtype | None = None  # of the last forward pass
+        self._device_type = next(module.parameters()).device.type
         if groups.model_group is None:
             self.module = module
         else:
@@ -88,6 +90,8 @@ class CodistillParallel(nn.Module):
         return module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        enabled = torch.is_autocast_enabled(self._device_type)
+        self._autocast = torch.get_autocast_dtype(self._device_type) if enabled else None
         return self.module(*args, **kwargs)
 
     def codistill(
@@ -112,7 +116,7 @@ class CodistillParallel(nn.Module):
             return codistillation_term(logits, [], self.config, alpha=0.0)
         alpha = alpha_at(self.config, self.updates)
         student_NC = _rows(logits, mask)
-        batch = Batch(inputs, student_NC, lambda output: _rows(self._logits_of(output), mask))
+        batch = Batch(inputs, student_NC, lambda output: _rows(self._logits_of(output), mask), self._autocast)
         teachers_NC = self.exchange.targets(batch, update=self.updates, wanted=alpha > 0)
         return codistillation_term(student_NC, teachers_NC, self.config, alpha=alpha, reduction=reduction)
 

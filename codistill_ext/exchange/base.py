@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from codistill_ext.config import CodistillConfig
@@ -22,11 +23,13 @@ class Batch:
             keyword arguments.
         student_NC: this model's logits, one row a sample or token that counts.
         rows_of: turns what a module returned for ``inputs`` into rows like ``student_NC``.
+        autocast: the type that the student's forward pass was cast to, or None.
     """
 
     inputs: Any
     student_NC: Tensor
     rows_of: Callable[[Any], Tensor]
+    autocast: torch.dtype | None
 
 
 class Exchange(ABC):

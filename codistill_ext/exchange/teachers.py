@@ -22,7 +22,7 @@ from codistill_ext.exchange.weights import WeightPacker
 from codistill_ext.groups import ModelGroups
 
 _MOST_FLIGHTS = 2  # each holds a copy of the weights in host memory
-_AUTOCAST = {"auto": None, "float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Teacher:
@@ -43,7 +43,8 @@ class Teacher:
         self.taken_at = 0.0
         self._precision = config.teacher_precision
         self._forward: Callable[..., Any] = torch.compile(self.module) if config.teacher_compile else self.module
-        self._device = next(self.module.parameters()).device
+        parameter = next(self.module.parameters())
+        self._device, self._parameter_dtype = parameter.device, parameter.dtype
 
     def load(self, arrival: "Arrival") -> None:
         assert arrival.row is not None
@@ -58,17 +59,19 @@ class Teacher:
     def logits(self, batch: Batch) -> Tensor:
         """Rows of logits for the mini-batch, shape (N, C), on the student's device."""
         device = batch.student_NC.device
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._autocast(batch.autocast):
             inputs = _to_device(batch.inputs, self._device)
             rows = batch.rows_of(_to_device(_call(self._forward, inputs), device))
         return rows.clone()  # autograd may not keep a tensor that was made in inference mode
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The lowest precision that is safe: 16 bits where the device computes faster in them."""
-        dtype = _AUTOCAST[self._precision]
-        if self._precision == "auto" and self._device.type == "cuda":
-            dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        # "auto" elsewhere, and "float32", also switch off an autocast that the caller is in
+    def _autocast(self, students: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
+        """The lowest precision that is safe: 16 bits on a GPU, elsewhere if the student does with them."""
+        dtype = _AUTOCAST.get(self._precision)
+        if self._precision == "auto" and self._parameter_dtype.itemsize > 2:  # else it has 16 bits as it is
+            dtype = students
+            if self._device.type == "cuda":
+                dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # None also switches off an autocast that the caller is in.
         return torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import time
 import warnings
 from typing import Any
@@ -335,8 +336,14 @@ def _teacher_option(rank: int, options: dict[str, Any]) -> bool:
     groups = ModelGroups.create(config)
     module = build(groups.model_index)
     model = CodistillParallel(module, groups, config)
-    model.after_update()
     x, _ = batches(0, 0, 0, coordinated=True)
+    for _ in range(2):  # the weights of a compiled teacher are replaced, too
+        model.after_update()
+        term = model.codistill(x, model(x))
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(1.5)
+    model.after_update()
     term = model.codistill(x, model(x))
     reference = divergence(model(x), model.exchange.teachers[1 - rank].module(x), config.divergence)
     model.leave()
@@ -346,8 +353,47 @@ def _teacher_option(rank: int, options: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize(
     "options",
-    [{"teacher_precision": "bfloat16"}, {"teacher_device": "cpu"}, {"encoding": "half"}],
-    ids=lambda options: str(options),
+    [
+        {"teacher_precision": "bfloat16"},
+        {"teacher_device": "cpu"},
+        {"encoding": "half"},
+        pytest.param(
+            {"teacher_compile": True},
+            marks=pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler"),
+        ),
+    ],
+    ids=str,
 )
 def test_options_of_teachers(options: dict[str, Any]) -> None:
     assert run_ranks(2, _teacher_option, options) == [True, True]
+
+
+def _teacher_dtypes(rank: int, options: dict[str, Any], students: list[torch.dtype | None]) -> list[torch.dtype]:
+    """The type that the teacher computes in, beside students of several precisions."""
+    config = CodistillConfig(models=2, exchange="checkpoints", period=1, lag=0, **options)
+    model = CodistillParallel(build(rank), ModelGroups.create(config), config)
+    model.after_update()
+    seen: list[torch.dtype] = []
+    model.exchange.teachers[1 - rank].module.last.register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))
+    x, _ = batches(0, 0, 0, coordinated=True)
+    for dtype in students:
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            logits = model(x)
+        model.codistill(x, logits.float())
+    model.leave()
+    model.close()
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [torch.float32, torch.bfloat16, torch.float32]),
+        ({"teacher_precision": "float32"}, [torch.float32] * 3),
+        ({"teacher_precision": "bfloat16"}, [torch.bfloat16] * 3),
+    ],
+    ids=["auto", "float32", "bfloat16"],
+)
+def test_a_teacher_computes_as_its_student_or_as_it_is_told(options: dict[str, Any], expected: list[Any]) -> None:
+    students = [None, torch.bfloat16, None]
+    assert run_ranks(2, _teacher_dtypes, options, students) == [expected, expected]
