@@ -93,6 +93,7 @@ def describe(path: Path, state: dict[str, Any], cfg: Any) -> Saved:
         update=codistill.get("updates", updates),
         cut=cut_of(codistill),
         finished=has_finished(updates, extra, cfg),
+        models=codistill["config"]["models"] if codistill else None,
     )
 
 
@@ -115,6 +116,45 @@ def patience_state() -> dict[str, float]:
 
 def load_patience_state(state: dict[str, float]) -> None:
     vars(fairseq_train.should_stop_early).update(state)
+
+
+def precision_state(optimizer: Any) -> dict[str, Any]:
+    """Of --fp16, --bf16 and --amp, what fairseq forgets: master weights, and when the loss scale last changed.
+
+    It keeps the model alone, in 16 bits, and would continue from master weights made of that.
+    """
+    state: dict[str, Any] = {"masters": [master.detach() for master in _masters(optimizer)]}
+    scaler = getattr(optimizer, "scaler", None)
+    if scaler is not None:  # fairseq's own, or torch's
+        state["scaler"] = scaler.state_dict() if hasattr(scaler, "state_dict") else dict(vars(scaler))
+    return state
+
+
+def load_precision_state(optimizer: Any, state: dict[str, Any]) -> None:
+    """Continue from a ``precision_state``.
+
+    Raises:
+        ValueError: it is of another precision.
+    """
+    masters, scaler = _masters(optimizer), getattr(optimizer, "scaler", None)
+    then = ([master.numel() for master in state["masters"]], "scaler" in state)
+    now = ([master.numel() for master in masters], scaler is not None)
+    if then != now:
+        raise ValueError("this run was saved in another precision (--fp16, --bf16, --amp): resume it with the same")
+    for master, saved in zip(masters, state["masters"], strict=True):
+        master.data.copy_(saved)
+    if scaler is None:
+        return
+    if hasattr(scaler, "load_state_dict"):
+        scaler.load_state_dict(state["scaler"])
+    else:
+        vars(scaler).update(state["scaler"])
+
+
+def _masters(optimizer: Any) -> list[torch.Tensor]:
+    """The float32 copies of 16-bit parameters that are stepped, flat or one by one."""
+    masters = getattr(optimizer, "fp32_params", ())
+    return list(masters.values() if isinstance(masters, dict) else masters)
 
 
 def load_checkpoint(cfg: Any, trainer: Any, **options: Any) -> Any:
@@ -143,12 +183,17 @@ def at_updates_tried(validate_and_save: Callable[..., Any]) -> Callable[..., Any
     their checkpoints would never be of the same update again.
     """
 
-    def with_interval(cfg: Any, trainer: Any, *args: Any) -> Any:
+    def with_interval(cfg: Any, trainer: Any, task: Any, epoch_itr: Any, *args: Any) -> Any:
         every, done, tried = cfg.checkpoint.save_interval_updates, trainer.get_num_updates(), trainer.model.updates
         if every <= 0 or tried == done or not trainer.config.active:
-            return validate_and_save(cfg, trainer, *args)
-        with _option(cfg.checkpoint, "save_interval_updates", done if tried % every == 0 else 0):
-            return validate_and_save(cfg, trainer, *args)
+            return validate_and_save(cfg, trainer, task, epoch_itr, *args)
+        save_now = tried % every == 0
+        if save_now and done < max(1, cfg.dataset.validate_after_updates) <= tried:
+            # By its own count fairseq would not save yet; the peers have.
+            checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
+            save_now = False
+        with _option(cfg.checkpoint, "save_interval_updates", done if save_now else 0):
+            return validate_and_save(cfg, trainer, task, epoch_itr, *args)
 
     return with_interval
 

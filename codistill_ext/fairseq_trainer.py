@@ -23,7 +23,9 @@ from codistill_ext.fairseq_checkpoints import (
     CheckpointFiles,
     cut_of,
     load_patience_state,
+    load_precision_state,
     patience_state,
+    precision_state,
 )
 from codistill_ext.fairseq_models import build_described, describe_model, plain_values
 from codistill_ext.groups import ModelGroups
@@ -171,7 +173,7 @@ class CodistillTrainer(Trainer):
     def consolidate_optimizer(self) -> None:
         """fairseq calls it on all ranks before the lead saves: the place for what all must do."""
         super().consolidate_optimizer()
-        own = {"patience": patience_state(), "valid": self.valid_stats}
+        own = {"patience": patience_state(), "valid": self.valid_stats, "precision": precision_state(self.optimizer)}
         self._codistill_state = self.model.codistill_state_dict() | own
 
     def state_dict(self) -> dict[str, Any]:
@@ -202,8 +204,9 @@ class CodistillTrainer(Trainer):
         state = (extra_state or {}).get(STATE_KEY)
         if state is not None and not reset_optimizer:
             self.model.load_codistill_state_dict(state)
-            load_patience_state(state.get("patience", {}))
-            self.valid_stats = state.get("valid", {})
+            load_patience_state(state["patience"])
+            load_precision_state(self.optimizer, state["precision"])
+            self.valid_stats = state["valid"]
         if self.cfg.checkpoint.restore_file != "checkpoint_last.pt":  # which the models have agreed on
             self.groups.check_equal(
                 "the update that the models resume from (see --restore-file)",

@@ -160,13 +160,14 @@ class CodistillParallel(nn.Module):
     def codistill_state_dict(self) -> dict[str, Any]:
         """What the coupling needs to resume, without the module. All ranks of the model must call it."""
         state = None if self.exchange is None else self.exchange.state_dict()
-        return {"config": self.config.to_dict(), "updates": self.updates, "exchange": state}
+        ranks = self.groups.data_size
+        return {"config": self.config.to_dict(), "ranks_a_model": ranks, "updates": self.updates, "exchange": state}
 
     def load_codistill_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the coupling.
 
         Raises:
-            ValueError: it was saved with other options; names them.
+            ValueError: it was saved with other options, which it names, or another number of ranks a model.
         """
         saved, now = state["config"], self.config.to_dict()
         differences = [
@@ -178,6 +179,13 @@ class CodistillParallel(nn.Module):
             raise ValueError(
                 f"this run was saved with other codistillation options ({'; '.join(differences)}): resume it with "
                 f"the same ones, or begin a new run"
+            )
+        then, ranks = state["ranks_a_model"], self.groups.data_size
+        if then != ranks:
+            # Data position and random states are of each rank.
+            raise ValueError(
+                f"this run was saved with another number of ranks a model ({then} then, {ranks} now): resume it with "
+                f"as many processes as before, or begin a new run"
             )
         self.updates = state["updates"]
         if self.exchange is not None:

@@ -33,12 +33,14 @@ class Saved:
         update: optimizer steps tried.
         cut: models may resume together from checkpoints with the same number.
         finished: whether the model had ended its training.
+        models: how many trained together, if that is known.
     """
 
     path: Path | None
     update: int
     cut: int
     finished: bool = False
+    models: int | None = None
 
     def __str__(self) -> str:
         name = "the beginning" if self.path is None else self.path.name
@@ -101,8 +103,8 @@ def agree(paths: Sequence[Path], describe: Describe, groups: ModelGroups, *, rea
         read_only: the run will not save there.
 
     Raises:
-        ValueError: on every rank: no checkpoints belong together, a model has only damaged ones, or
-            another job is at work there.
+        ValueError: on every rank: no checkpoints belong together, a model has only damaged ones, they are of
+            another number of models, or another job is at work there.
     """
     mine: list[Saved] | str | None = None
     if groups.is_lead:
@@ -116,6 +118,12 @@ def agree(paths: Sequence[Path], describe: Describe, groups: ModelGroups, *, rea
     for found in leads.values():
         if isinstance(found, str):
             raise ValueError(found)
+        for saved in found:
+            if saved.models not in (None, groups.num_models):
+                raise ValueError(
+                    f"{saved.path} is of a run of {saved.models} models, but there are {groups.num_models} now: resume "
+                    f"it with as many, or choose another directory for a new run"
+                )
     chosen = belong_together(leads)
     if chosen is None:
         have = "; ".join(f"model {index}: {' or '.join(map(str, found))}" for index, found in sorted(leads.items()))

@@ -1,12 +1,8 @@
 """What README.md and docs/ promise is what the code does."""
 
 import dataclasses
-import os
 import re
 import shlex
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +11,10 @@ import yaml
 
 from codistill_ext import CodistillConfig
 from codistill_ext.config import flag
+from tests.commands import ROOT, run, torchrun
 
-ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-DEADLINE_S = 120
 
 
 def code_blocks(page: Path, language: str) -> list[str]:
@@ -27,34 +22,12 @@ def code_blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def torchrun(script: Path, processes: int) -> str:
-    """Run a script under torchrun in its own directory; its output. Ends the process group if it takes too long."""
-    command = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", str(processes)]
-    process = subprocess.Popen(
-        [*command, script.name],
-        cwd=script.parent,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=DEADLINE_S)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    assert process.returncode == 0, output[-5000:]
-    return output
-
-
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_loop_trains_two_models_that_differ(tmp_path: Path, processes: int) -> None:
     (block,) = code_blocks(README, "python")
     assert block.count("# NEW") + block.count("# CHANGED") == 9
     (tmp_path / "loop.py").write_text(block)
-    output = torchrun(tmp_path / "loop.py", processes)
+    output = run(torchrun(processes, "loop.py"), cwd=tmp_path)
     assert "Warning" not in output
     top1 = {int(index): float(value) for index, value in re.findall(r"^model (\d): top-1 ([\d.]+) %$", output, re.M)}
     assert top1.keys() == {0, 1} and min(top1.values()) > 85, output

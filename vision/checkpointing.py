@@ -71,7 +71,7 @@ def load(directory: Path, groups: ModelGroups, *, continued: bool) -> dict[str, 
 
 
 def _describe(path: Path, state: dict[str, Any]) -> Saved:
-    return Saved(path=path, update=state["update"], cut=state["update"])
+    return Saved(path=path, update=state["update"], cut=state["update"], models=state["identity"]["models"])
 
 
 def check_identity(saved: dict[str, Any], now: dict[str, Any], *, test_only: bool) -> None:

@@ -267,6 +267,17 @@ def test_a_state_of_other_options_is_refused() -> None:
         model.load_codistill_state_dict(other.codistill_state_dict())
 
 
+def _resumes_on_fewer_ranks(rank: int) -> None:
+    config = CodistillConfig(models=2)
+    model = CodistillParallel(build(rank), ModelGroups.create(config), config)
+    model.load_codistill_state_dict(model.codistill_state_dict() | {"ranks_a_model": 2})
+
+
+def test_a_state_of_another_number_of_ranks_is_refused() -> None:
+    with pytest.raises(RankError, match=r"another number of ranks a model \(2 then, 1 now\): resume it"):
+        run_ranks(2, _resumes_on_fewer_ranks)
+
+
 def _skips(rank: int, options: dict[str, Any]) -> tuple[int, int]:
     """Model 1's optimizer skips every third step, as fp16 does at an overflow."""
     config = CodistillConfig(**options)

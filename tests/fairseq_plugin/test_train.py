@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.fairseq_plugin.commands import CRITERION, SMALL, STOCK, run, same_bits, script, train, weights
+from tests.commands import run, script, torchrun
+from tests.fairseq_plugin.commands import CRITERION, SMALL, STOCK, same_bits, train, weights
 
 LAST = "checkpoint_last.pt"
 TWO = [*CRITERION, "--codistill-models", "2"]
@@ -86,42 +88,14 @@ def test_stock_commands_read_the_checkpoints(codistilled: tuple[Path, str], data
     assert "codistill" in extra and extra["codistill"]["config"]["models"] == 2
 
 
-@pytest.mark.parametrize(
-    ("options", "processes"),
-    [
-        ((), 2),
-        (("--codistill-exchange", "checkpoints", "--codistill-period", "6", "--codistill-lag", "3"), 4),
-    ],
-    ids=["predictions", "checkpoints in flight, two ranks a model"],
-)
-def test_a_resumed_run_ends_with_the_same_bits(
-    data_bin: Path, tmp_path: Path, options: tuple[str, ...], processes: int
-) -> None:
-    options = (*TWO, *options, "--update-freq", "2", "--save-interval-updates", "8")
-    train(data_bin, tmp_path / "whole", *options, "--max-update", "20", processes=processes)
-    train(data_bin, tmp_path / "parts", *options, "--max-update", "8", processes=processes)
-    output = train(data_bin, tmp_path / "parts", *options, "--max-update", "20", processes=processes)
+def test_a_run_stopped_and_made_longer_ends_with_the_same_bits(data_bin: Path, tmp_path: Path) -> None:
+    options = (*TWO, "--update-freq", "2", "--save-interval-updates", "8")
+    train(data_bin, tmp_path / "whole", *options, "--max-update", "20", processes=2)
+    train(data_bin, tmp_path / "parts", *options, "--max-update", "8", processes=2)
+    output = train(data_bin, tmp_path / "parts", *options, "--max-update", "20", processes=2)
     for index in range(2):
         assert f"model{index}/checkpoint_last.pt (epoch" in output, "it did resume"
         assert same_bits(tmp_path / f"whole/model{index}" / LAST, tmp_path / f"parts/model{index}" / LAST)
-
-
-def test_a_model_that_stops_early_hangs_nobody(data_bin: Path, tmp_path: Path) -> None:
-    """Model 1 stops after 4 updates, as by --patience; model 0 goes on to the end."""
-    launch = tmp_path / "launch.py"
-    launch.write_text(
-        "import os\n"
-        "from fairseq_cli import train\n"
-        "if os.environ['RANK'] == '1':\n"
-        "    stops = iter([False, True])\n"
-        "    train.should_stop_early = lambda cfg, loss: loss is not None and next(stops)\n"
-        "train.cli_main()\n"
-    )
-    options = ["--max-update", "10", "--validate-interval-updates", "2", "--codistill-timeout", "60"]
-    command = [script("torchrun"), "--standalone", "--nproc-per-node", "2", str(launch), str(data_bin)]
-    run([*command, "--user-dir", "codistill_ext", *SMALL, *TWO, *options, "--save-dir", str(tmp_path / "run")])
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert [model["updates"] for model in summary["models"]] == [10, 4]
 
 
 def test_gradients_that_are_not_numbers_end_the_job_with_their_message(data_bin: Path, tmp_path: Path) -> None:
@@ -140,7 +114,7 @@ def test_gradients_that_are_not_numbers_end_the_job_with_their_message(data_bin:
         "fairseq_trainer.CodistillTrainer.train_step = poisoned\n"
         "train.cli_main()\n"
     )
-    command = [script("torchrun"), "--standalone", "--nproc-per-node", "2", str(launch), str(data_bin)]
+    command = torchrun(2, str(launch), str(data_bin))
     options = ["--max-update", "10", "--codistill-timeout", "60", "--save-dir", str(tmp_path / "run")]
     output = run([*command, "--user-dir", "codistill_ext", *SMALL, *TWO, *options], fails=True)
     assert "gradients are Nan/Inf" in output
@@ -148,7 +122,7 @@ def test_gradients_that_are_not_numbers_end_the_job_with_their_message(data_bin:
 
 def test_hydra_trains_from_the_configuration_in_the_repository(data_bin: Path, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
-    command = [script("torchrun"), "--standalone", "--nproc-per-node", "2", "-m", "codistill_ext.hydra_train"]
+    command = torchrun(2, "-m", "codistill_ext.hydra_train")
     overrides = [
         *("--config-dir", str(root / "translation/config"), "--config-name", "codistill_transformer"),
         *(f"task.data={data_bin}", f"checkpoint.save_dir={tmp_path}/run", f"hydra.run.dir={tmp_path}/hydra"),
@@ -183,10 +157,26 @@ def test_mistakes_are_refused_before_anything_starts(
     assert not (tmp_path / "run").exists()
 
 
-def test_resuming_with_other_options_is_refused(data_bin: Path, codistilled: tuple[Path, str], tmp_path: Path) -> None:
-    import shutil
-
+@pytest.mark.parametrize(
+    ("options", "processes", "message"),
+    [
+        ([*TWO, "--codistill-alpha", "0.5"], 2, "saved with other codistillation options (alpha: 1.0 then, 0.5 now)"),
+        (TWO, 4, "saved with another number of ranks a model (1 then, 2 now): resume it with as many processes"),
+        (
+            [*CRITERION, "--codistill-models", "3"],
+            3,
+            "model0/checkpoint_last.pt is of a run of 2 models, but there are 3 now: resume it with as many",
+        ),
+    ],
+    ids=["alpha", "ranks", "models"],
+)
+def test_resuming_another_run_is_refused(
+    data_bin: Path,
+    codistilled: tuple[Path, str],
+    tmp_path: Path,
+    options: list[str],
+    processes: int,
+    message: str,
+) -> None:
     shutil.copytree(codistilled[0], tmp_path / "run")
-    options = [*TWO, "--codistill-alpha", "0.5", "--max-update", "14"]
-    output = train(data_bin, tmp_path / "run", *options, processes=2, fails=True)
-    assert "saved with other codistillation options (alpha: 1.0 then, 0.5 now)" in output
+    assert message in train(data_bin, tmp_path / "run", *options, "--max-update", "14", processes=processes, fails=True)

@@ -1,47 +1,17 @@
 """SIGKILL in the middle of real jobs: they end with the same bits as one that nothing happened to."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.fairseq_plugin.commands import CRITERION, SMALL, train
+from tests.faults.commands import Fault, job
 from tests.faults.states import assert_same_run
 from tests.ranks import run_ranks
 from tests.vision.small import PLAIN, run_rank
 
-ROOT = Path(__file__).parents[2]
-JOB = str(ROOT / "tests/faults/job.py")
 TWO = ["--codistill-models", "2"]
 IN_FLIGHT = ["--codistill-exchange", "checkpoints", "--codistill-period", "4", "--codistill-lag", "2"]
-DEADLINE_S = 240
-Fault = tuple[int, str, int]
-
-
-def job(processes: int, *command: str, faults: list[Fault], restarts: int = 0, fails: bool = False) -> str:
-    """Run ``tests/faults/job.py`` under torchrun; its output."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "FAULTS": json.dumps(faults)}
-    process = subprocess.Popen(
-        [*launcher, "--max-restarts", str(restarts), JOB, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=DEADLINE_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        output, _ = process.communicate()
-        raise AssertionError(f"did not end within {DEADLINE_S} s:\n{output[-5000:]}") from None
-    assert (process.returncode != 0) == fails, output[-6000:]
-    return output
 
 
 @pytest.mark.parametrize(
@@ -67,25 +37,25 @@ def test_pictures_two_models_on_four_ranks_restart_by_themselves(
 @pytest.mark.parametrize(
     ("options", "faults"),
     [
-        ([], [(1, "save", 2)]),
-        (IN_FLIGHT, [(1, "save", 3), (1, "step", 2)]),
+        ([], [(2, "save", 2)]),
+        (IN_FLIGHT, [(2, "save", 3), (3, "step", 2)]),
     ],
     ids=["predictions", "checkpoints in flight"],
 )
-def test_translation_two_models_restart_by_themselves(
+def test_translation_two_models_on_four_ranks_restart_by_themselves(
     options: list[str], faults: list[Fault], data_bin: Path, tmp_path: Path
 ) -> None:
     """Model 1 dies while it writes, when model 0 may have saved already; then a worker dies between."""
-    options = [*CRITERION, *TWO, *options, "--save-interval-updates", "3", "--max-update", "10"]
+    options = [*CRITERION, *TWO, *options, "--save-interval-updates", "3", "--max-update", "10", "--update-freq", "2"]
     options += ["--no-epoch-checkpoints", "--keep-interval-updates", "1"]
-    train(data_bin, tmp_path / "whole", *options, processes=2)
+    train(data_bin, tmp_path / "whole", *options, processes=4)
     command = [str(data_bin), "--user-dir", "codistill_ext", *SMALL, *options, "--save-dir", str(tmp_path / "killed")]
-    output = job(2, "fairseq", *command, faults=faults, restarts=2)
+    output = job(4, "fairseq", *command, faults=faults, restarts=2)
     assert "model1/checkpoint_last.pt (epoch" in output, "it did resume"
     assert_same_run(tmp_path / "whole", tmp_path / "killed", "fairseq")
     # Started again it has nothing to do, where fairseq would train one more update.
     (tmp_path / "killed/model0/checkpoint_last.pt").write_bytes(b"half a file")
-    output = job(2, "fairseq", *command, faults=[])
+    output = job(4, "fairseq", *command, faults=[])
     assert "checkpoint_last.pt: not whole" in output
     assert "the newest whole one is update 9 in checkpoint_previous.pt" in output
     assert_same_run(tmp_path / "whole", tmp_path / "killed", "fairseq")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
 
 from codistill_ext.fairseq_checkpoints import CheckpointFiles, at_updates_tried, has_finished
@@ -148,17 +149,24 @@ def test_a_model_that_runs_ahead_keeps_what_its_peer_has(tmp_path: Path) -> None
     assert chosen is not None and (chosen[0].update, chosen[1].update) == (25, 15)
 
 
-def test_models_that_skip_updates_save_at_the_same_attempts() -> None:
+def test_models_that_skip_updates_save_at_the_same_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Model 1 skips its third update (overflow): both still save after 4 and 8 attempts."""
 
-    def attempts_saved(skipped: set[int]) -> list[int]:
-        cfg = OmegaConf.create({"checkpoint": {"save_interval_updates": 4}})
+    def attempts_saved(skipped: set[int], validate_after: int = 0) -> list[int]:
+        cfg = OmegaConf.create(
+            {"checkpoint": {"save_interval_updates": 4}, "dataset": {"validate_after_updates": validate_after}}
+        )
         saved_at: list[int] = []
 
-        def save(cfg: Any, trainer: Any) -> None:  # as fairseq decides
+        def save(cfg: Any, trainer: Any, task: None, epoch_itr: None) -> None:  # as fairseq decides
             every, done = cfg.checkpoint.save_interval_updates, trainer.get_num_updates()
-            if every > 0 and done > 0 and done % every == 0:
+            if every > 0 and done > 0 and done % every == 0 and done >= validate_after:
                 saved_at.append(trainer.model.updates)
+
+        def save_directly(_cfg: Any, trainer: Any, _epoch_itr: None, _loss: None) -> None:
+            saved_at.append(trainer.model.updates)
+
+        monkeypatch.setattr(checkpoint_utils, "save_checkpoint", save_directly)
 
         for tried in range(1, 10):
             done = tried - len([attempt for attempt in skipped if attempt <= tried])
@@ -167,11 +175,13 @@ def test_models_that_skip_updates_save_at_the_same_attempts() -> None:
                 config=SimpleNamespace(active=True),
                 get_num_updates=lambda n=done: n,
             )
-            at_updates_tried(save)(cfg, trainer)
+            at_updates_tried(save)(cfg, trainer, None, None)
         assert cfg.checkpoint.save_interval_updates == 4
         return saved_at
 
     assert attempts_saved(set()) == attempts_saved({3}) == attempts_saved({3, 4}) == [4, 8]
+    assert attempts_saved(set(range(1, 7))) == [4, 8], "also before its first update"
+    assert attempts_saved(set(), 6) == attempts_saved({1, 2, 3}, 6) == [8]
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,14 @@
 """Runs: what they write, that weight 0 is plain training, and that stopping changes nothing."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.commands import run as run_command
+from tests.commands import torchrun
 from tests.ranks import run_ranks
 from tests.vision.small import BATCHES_AN_EPOCH, PLAIN, assert_same, final_state, run, run_rank, write_folders
 from vision.train import main
@@ -131,15 +130,10 @@ def test_the_learning_rate_moves_at_every_update(tmp_path: Path) -> None:
 def test_torchrun_on_an_image_folder(tmp_path: Path) -> None:
     write_folders(tmp_path / "data")
     sizes = ["--train-crop-size", "32", "--val-resize-size", "36", "--val-crop-size", "32"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "vision.train", "--data-path", str(tmp_path / "data"), "--model", "resnet18", *sizes]
+    command = [*torchrun(2), "-m", "vision.train", "--data-path", str(tmp_path / "data"), "--model", "resnet18", *sizes]
     command += ["-b", "4", "-j", "1", "--epochs", "1", "--lr", "0.01", "--amp", "--channels-last"]
     command += ["--output-dir", str(tmp_path / "run"), "--device", "cpu", "--codistill-models", "2"]
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "ensemble  top-1" in result.stdout
+    assert "ensemble  top-1" in run_command(command)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert [m["top5"] for m in summary["models"]] == [100, 100]  # two classes
 
