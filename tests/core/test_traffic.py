@@ -4,15 +4,17 @@ import os
 import socket
 import struct
 import sys
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from codistill_ext import CodistillConfig, CodistillParallel, ModelGroups
 from codistill_ext.exchange.weights import WeightPacker
-from codistill_ext.traffic import predicted_predictions, predicted_weights
+from codistill_ext.traffic import KINDS, predicted_predictions, predicted_weights
 from tests.core.training import build, train
 from tests.naive import Net
 from tests.ranks import run_ranks
@@ -57,9 +59,11 @@ def test_predicted_is_counted(options: dict[str, Any]) -> None:
             assert result["traffic"][key] == value * times
 
 
-def _received_bytes() -> int:
-    """Bytes that the kernel has received on this process's TCP connections (tcp_info, since Linux 4.1)."""
-    total = 0
+Address: TypeAlias = tuple[str, int]
+
+
+def _connections() -> Iterator[tuple[Address, Address, int]]:
+    """This process's TCP connections: its own address, the other's, and bytes received (tcp_info, since Linux 4.1)."""
     for name in os.listdir("/proc/self/fd"):
         try:
             connection = socket.socket(fileno=os.dup(int(name)))
@@ -67,37 +71,91 @@ def _received_bytes() -> int:
             continue
         with connection:
             if connection.family in (socket.AF_INET, socket.AF_INET6) and connection.type == socket.SOCK_STREAM:
+                try:
+                    other = connection.getpeername()[:2]
+                except OSError:  # it listens
+                    continue
                 info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
-                total += struct.unpack_from("Q", info, 128)[0]  # tcpi_bytes_received
-    return total
+                yield connection.getsockname()[:2], other, struct.unpack_from("Q", info, 128)[0]  # tcpi_bytes_received
 
 
-def _exchange_much(rank: int, options: dict[str, Any]) -> tuple[int, int]:
-    """Bytes that the kernel received for this rank while the models exchanged, and what it counted."""
+def _received_bytes(groups: ModelGroups) -> Counter[int]:
+    """Bytes that the kernel has received for this rank, by the rank that sent them. All ranks must call it."""
+    mine = list(_connections())
+    rank_of = {
+        own: rank for rank, addresses in enumerate(groups.gather([own for own, _, _ in mine])) for own in addresses
+    }
+    received: Counter[int] = Counter()
+    for _, other, count in mine:
+        received[rank_of.get(other, -1)] += count
+    return received
+
+
+def _exchange_much(rank: int, options: dict[str, Any]) -> tuple[Counter[int], dict[str, int]]:
+    """Bytes that this rank received from each other rank by the kernel, and what it counted and predicted of all."""
     config = CodistillConfig(**options)
     groups = ModelGroups.create(config)
     torch.manual_seed(rank)
     module = Net(width=WIDTH if config.exchange == "predictions" else 900, outputs=OUTPUTS)
     model = CodistillParallel(module, groups, config)
     x = torch.ones(ROWS, 8)
-    dist.barrier()
-    before = _received_bytes()
+    before = _received_bytes(groups)
     for _ in range(UPDATES):
         with torch.no_grad():
             model.codistill(x, model(x))
         model.after_update()
-    dist.barrier()
-    moved = _received_bytes() - before
-    return moved, sum(count for key, count in model.exchange.traffic.to_dict().items() if key.startswith("received/"))
+    moved = _received_bytes(groups) - before
+    received = {kind: model.exchange.traffic.received[kind] for kind in KINDS}
+    if config.exchange == "predictions":
+        predicted = predicted_predictions(config, groups.model_index, rows=ROWS, outputs=OUTPUTS)
+    else:
+        size = WeightPacker(module, half=config.encoding == "half").total_bytes
+        predicted = predicted_weights(config, groups.model_index, model_bytes=size, ranks=groups.data_size)
+    return moved, received | {"predicted": UPDATES * sum(n for key, n in predicted.items() if "received" in key)}
+
+
+CHECKPOINTS = {"exchange": "checkpoints", "period": 1, "lag": 0}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux' tcp_info")
 @pytest.mark.parametrize(
-    "options",
-    [{"models": 2}, {"models": 2, "exchange": "checkpoints", "period": 1, "lag": 0}],
-    ids=["predictions", "checkpoints"],
+    ("options", "ranks"),
+    [
+        ({"models": 2}, 1),
+        ({"models": 2, "encoding": "topk", "topk": 128}, 2),
+        ({"models": 2, **CHECKPOINTS}, 1),
+        ({"models": 2, **CHECKPOINTS, "encoding": "half"}, 2),
+        ({"models": 3, **CHECKPOINTS, "topology": "ring"}, 1),
+    ],
+    ids=str,
 )
-def test_counted_is_what_crossed_the_sockets(options: dict[str, Any]) -> None:
-    for moved, counted in run_ranks(2, _exchange_much, options):
-        assert counted > 15_000_000
-        assert moved == pytest.approx(counted, rel=0.05)
+def test_counted_is_what_crossed_the_sockets(options: dict[str, Any], ranks: int) -> None:
+    config, world_size = CodistillConfig(**options), options["models"] * ranks
+    for rank, (moved, counted) in enumerate(run_ranks(world_size, _exchange_much, options)):
+        model, data_rank = divmod(rank, ranks)
+        between = sum(count for sender, count in moved.items() if sender >= 0 and sender // ranks != model)
+        from_peers = sum(moved[peer * ranks + data_rank] for peer in config.peers[model])
+        assert counted["predicted"] > 5_000_000
+        assert between == pytest.approx(sum(counted[kind] for kind in KINDS), rel=0.05)
+        assert from_peers == pytest.approx(counted["predicted"], rel=0.05), "and by its counterparts alone"
+
+
+def test_counted_is_the_size_of_the_files(tmp_path: Path) -> None:
+    options = {"models": 2, "exchange": "files", "period": 1, "lag": 0, "dir": str(tmp_path)}
+    configs = [CodistillConfig(**options, model_index=index) for index in range(2)]
+    models = [CodistillParallel(Net(width=200), ModelGroups.create(config), config) for config in configs]
+    x = torch.ones(4, 8)
+    for _ in range(3):  # as many files of a model are kept
+        for model in models:
+            model.codistill(x, model(x))
+            model.after_update()
+            model.exchange._worker.submit(lambda: None).result()
+    one = predicted_weights(configs[0], 0, model_bytes=WeightPacker(models[0].plain).total_bytes, ranks=1)
+    sizes = [[path.stat().st_size for path in (tmp_path / f"model{index}").iterdir()] for index in range(2)]
+    for index, model in enumerate(models):
+        reads = 2 + index  # the first job found nothing at first
+        traffic = model.exchange.traffic
+        assert traffic.sent["weights"] == sum(sizes[index]) == pytest.approx(3 * one["sent/weights"], rel=0.05)
+        assert traffic.received["weights"] == sum(sizes[1 - index][:reads])
+        assert traffic.received["weights"] == pytest.approx(reads * one["received/weights"], rel=0.05)
+        model.close()
