@@ -138,6 +138,14 @@ class ModelGroups:
         dist.all_gather_object(everyone, value)
         return everyone
 
+    def gather_in_model(self, value: Any) -> list[Any]:
+        """The value of every rank of this model, by data-parallel rank. Every rank of the model must call it."""
+        if self.model_group is None:
+            return [value]
+        everyone: list[Any] = [None] * self.data_size
+        dist.all_gather_object(everyone, value, group=self.model_group)
+        return everyone
+
     def wait_for_all(self) -> None:
         """Wait until every rank of the job has come here, however long the other models train."""
         if self._end_group is not None:

@@ -99,9 +99,4 @@ def restore_random_state(state: dict[str, Any], groups: ModelGroups, device: tor
 def _random_states(groups: ModelGroups, device: torch.device) -> list[dict[str, Tensor | None]]:
     """Of each rank of the model, by data-parallel rank. All of them must call it."""
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    mine = {"cpu": torch.get_rng_state(), "cuda": cuda}
-    if groups.model_group is None:
-        return [mine]
-    everyone: list[Any] = [None] * groups.data_size
-    dist.all_gather_object(everyone, mine, group=groups.model_group)
-    return everyone
+    return groups.gather_in_model({"cpu": torch.get_rng_state(), "cuda": cuda})

@@ -132,6 +132,7 @@ class CheckpointExchange(TeacherExchange):
         return dataclasses.replace(arrival, row=row[:total])
 
     def leave(self, update: int) -> None:
+        super().leave(update)
         header = Header(leaving=1, round=self.round, update=update)
         self._worker.submit(lambda: self.channel.leave(header))  # behind a flight that is still on its way
 

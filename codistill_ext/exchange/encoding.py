@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codistill_ext.config import CodistillConfig
-from codistill_ext.loss import Target, TopK
+from codistill_ext.loss import Target
+from codistill_ext.topk import TopK
 
 
 class Encoding(ABC):

@@ -265,10 +265,15 @@ class FileExchange(TeacherExchange):
 
     def leave(self, update: int) -> None:
         """Publish the final weights; jobs that go on are told that no more will come."""
+        super().leave(update)
         if self.groups.is_lead:
             row = self.packer.pack(self.module).to("cpu", copy=True)
             self._worker.submit(lambda: self._publish(row, update, finished=True))
 
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"seen": dict(self._seen), "finished": sorted(self._finished)}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        self._seen, self._finished = dict(state["seen"]), set(state["finished"])
         self._continued = True

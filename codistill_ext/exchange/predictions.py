@@ -85,8 +85,8 @@ class PredictionExchange(Exchange):
         self.channel.close()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"round": self.round, "traffic": self.traffic.state_dict()}
+        return {"round": self.round, "traffic": self.groups.gather_in_model(self.traffic.state_dict())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.round = state["round"]
-        self.traffic.load_state_dict(state["traffic"])
+        self.traffic.load_state_dict(state["traffic"][self.groups.data_rank])

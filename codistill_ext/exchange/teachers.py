@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import logging
 import time
 from abc import abstractmethod
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from codistill_ext.exchange.base import Batch, Exchange
 from codistill_ext.exchange.description import ModelDescription, PeerBuilder
 from codistill_ext.exchange.weights import WeightPacker
 from codistill_ext.groups import ModelGroups
+
+logger = logging.getLogger(__name__)
 
 _MOST_FLIGHTS = 2  # each holds a copy of the weights in host memory
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -228,6 +231,17 @@ class TeacherExchange(Exchange):
             values[f"staleness_seconds/{peer}"] = round(now - teacher.taken_at, 3)
         return values
 
+    def leave(self, update: int) -> None:
+        if self.groups.is_lead and self.peers and not any(t.stamp is not None for t in self.teachers.values()):
+            logger.warning(
+                "%s ended after %d updates and never had a teacher: weights cross every %d (--codistill-period) "
+                "and are used %d later (--codistill-lag)",
+                self.groups.name,
+                update,
+                self.config.period,
+                self.config.swap_delay,
+            )
+
     def close(self) -> None:
         self._worker.close()
 
@@ -242,10 +256,11 @@ class TeacherExchange(Exchange):
             for peer, teacher in self.teachers.items()
             if teacher.stamp is not None
         }
-        return {"traffic": self.traffic.state_dict(), "teachers": teachers, "flights": flights}
+        traffic = self.groups.gather_in_model(self.traffic.state_dict())
+        return {"traffic": traffic, "teachers": teachers, "flights": flights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.traffic.load_state_dict(state["traffic"])
+        self.traffic.load_state_dict(state["traffic"][self.groups.data_rank])
         for peer, saved in state["teachers"].items():
             arrival = _arrival(saved)
             self.teacher_of(peer, arrival.description).load(arrival)

@@ -7,7 +7,8 @@ import torch
 
 from codistill_ext import CodistillConfig, CodistillParallel, ModelGroups, divergence
 from codistill_ext.exchange.encoding import Encoding, build_encoding
-from codistill_ext.loss import Target, TopK
+from codistill_ext.loss import Target
+from codistill_ext.topk import TopK
 from tests.core.training import build, train
 from tests.naive import naive_divergence
 from tests.ranks import run_ranks

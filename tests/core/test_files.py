@@ -18,6 +18,7 @@ from codistill_ext.exchange.files import UnusableFileError, read_weights, write_
 from tests.core.training import LR, batches, build
 from tests.naive import Net
 from tests.ranks import run_ranks
+from tests.states import assert_same, without
 
 
 class Job:
@@ -90,6 +91,16 @@ def test_old_files_are_pruned_and_none_is_half_written(tmp_path: Path) -> None:
         f"{update:010d}.safetensors" for update in (8, 10, 12)
     ]
     assert read_weights(newest(tmp_path, 0)).finished
+
+
+def test_a_run_that_never_had_a_teacher_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for index in 0, 1:  # the first finds no peer, the second reads what that has left
+        job = Job(tmp_path, index)
+        job.step(3)
+        job.model.leave()
+        job.model.close()
+    assert [record.getMessage().split(" (")[0] for record in caplog.records] == ["model 0"]
+    assert "ended after 3 updates and never had a teacher: weights cross every 2" in caplog.text
 
 
 def _damage(path: Path, how: str) -> None:
@@ -186,6 +197,7 @@ def test_a_job_resumed_beside_the_same_peer_files_ends_with_the_same_bits(tmp_pa
         for path in (tmp_path / "model0").iterdir():
             path.unlink()
     assert all(torch.equal(states[0]["model"][name], states[1]["model"][name]) for name in states[0]["model"])
+    assert_same(*(without(state["codistill"], ("taken_at",)) for state in states))
 
 
 def test_the_staleness_policies(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from codistill_ext import CodistillConfig, codistillation_term, divergence
-from codistill_ext import loss as loss_module
-from codistill_ext.loss import TopK, mean_prediction
+from codistill_ext import CodistillConfig, codistillation_term, divergence, topk
+from codistill_ext.loss import mean_prediction
+from codistill_ext.topk import TopK
 from tests.naive import naive_divergence
 
 # Two outputs: logits (0, log 3) are probabilities (1/4, 3/4); (0, 0) are (1/2, 1/2).
@@ -144,7 +144,7 @@ def test_a_top_k_of_all_outputs_is_the_dense_divergence(kind: str, temperature: 
 def test_the_gradient_of_a_top_k_in_blocks_is_autograds(
     kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss_module, "_BLOCK_ELEMENTS", 25)  # 2 rows of 11 a block, and one left over
+    monkeypatch.setattr(topk, "_BLOCK_ELEMENTS", 25)  # 2 rows of 11 a block, and one left over
     torch.manual_seed(5)
     student, teacher, temperature = torch.randn(7, 11).to(dtype).requires_grad_(), torch.randn(7, 11), 1.5
     target = top(teacher, 3, temperature)

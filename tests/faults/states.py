@@ -1,21 +1,12 @@
 """What two runs left behind, compared bit by bit, but for what the clock puts into it."""
 
 from pathlib import Path
-from typing import Any
 
 from codistill_ext.storage import load_whole
-from tests.vision.small import assert_same
+from tests.states import assert_same, without
 
 _CLOCKS = ("seconds", "taken_at", "previous_training_time", "metrics", "valid")
 _FILES = {"vision": "checkpoint.pt", "fairseq": "checkpoint_last.pt"}
-
-
-def without(state: Any, keys: tuple[str, ...]) -> Any:
-    if isinstance(state, dict):
-        return {key: without(value, keys) for key, value in state.items() if key not in keys}
-    if isinstance(state, list | tuple):
-        return type(state)(without(value, keys) for value in state)
-    return state
 
 
 def assert_same_run(first: Path, second: Path, trainer: str, models: int = 2, *, but_for: tuple[str, ...] = ()) -> None:

@@ -1,5 +1,6 @@
 """SIGKILL in the middle of real jobs: they end with the same bits as one that nothing happened to."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from tests.fairseq_plugin.commands import CRITERION, SMALL, train
 from tests.faults.commands import Fault, job
 from tests.faults.states import assert_same_run
 from tests.ranks import run_ranks
-from tests.vision.small import PLAIN, run_rank
+from tests.vision.small import PLAIN, run, run_rank
 
 TWO = ["--codistill-models", "2"]
 IN_FLIGHT = ["--codistill-exchange", "checkpoints", "--codistill-period", "4", "--codistill-lag", "2"]
@@ -32,6 +33,22 @@ def test_pictures_two_models_on_four_ranks_restart_by_themselves(
     assert output.count("exitcode  : -9") == 0 and "ensemble  top-1" in output, "torchrun restarted them"
     assert_same_run(tmp_path / "whole", tmp_path / "killed", "vision")
     assert not list((tmp_path / "killed").glob("model*/.*.tmp")), "half a file is cleared away"
+
+
+def test_a_job_of_two_ranks_beside_the_files_of_its_peer_restarts_by_itself(tmp_path: Path) -> None:
+    files = ["--codistill-exchange", "files", "--codistill-period", "4", "--codistill-lag", "2"]
+    options = [*PLAIN, *TWO, *files, "--save-every-updates", "2"]
+
+    def jobs_options(name: str, index: int) -> list[str]:
+        place = ["--codistill-dir", str(tmp_path / name / "weights"), "--output-dir", str(tmp_path / name)]
+        return [*options, *place, "--codistill-model-index", str(index)]
+
+    run([*jobs_options("whole", 1)])
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    run_ranks(2, run_rank, jobs_options("whole", 0))
+    faults: list[Fault] = [(1, "step", 8), (0, "save", 2)]
+    job(2, "vision", *jobs_options("killed", 0), "--resume", "auto", faults=faults, restarts=2)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed", "vision", but_for=("dir",))
 
 
 @pytest.mark.parametrize(

@@ -59,23 +59,6 @@ def final_state(directory: Path, model: int = 0) -> dict[str, Any]:
     return state
 
 
-def assert_same(first: Any, second: Any, path: str = "state") -> None:
-    """Compare nested containers bit by bit."""
-    assert type(first) is type(second), path
-    if isinstance(first, Tensor):
-        assert torch.equal(first, second), path
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), path
-        for key in first.keys() - {"taken_at"}:  # the time of the day
-            assert_same(first[key], second[key], f"{path}.{key}")
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second), path
-        for index, pair in enumerate(zip(first, second, strict=True)):
-            assert_same(*pair, f"{path}[{index}]")
-    else:
-        assert first == second, path
-
-
 def write_folders(root: Path, *, train: int = 6, val: int = 4, size: int = 40) -> None:
     """An ImageFolder with two classes of noise."""
     generator = torch.Generator().manual_seed(7)

@@ -10,7 +10,8 @@ import torch
 from tests.commands import run as run_command
 from tests.commands import torchrun
 from tests.ranks import run_ranks
-from tests.vision.small import BATCHES_AN_EPOCH, PLAIN, assert_same, final_state, run, run_rank, write_folders
+from tests.states import assert_same
+from tests.vision.small import BATCHES_AN_EPOCH, PLAIN, final_state, run, run_rank, write_folders
 from vision.train import main
 from vision.trainer import Trainer
 
