@@ -64,7 +64,6 @@ def main() -> None:
     everyone = groups.gather(mine)
     if groups.rank == 0:
         print(json.dumps({"args": vars(args), "models": everyone}, indent=2))
-    coupled.leave()
     coupled.close()
 
 

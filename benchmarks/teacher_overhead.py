@@ -74,7 +74,6 @@ def main() -> None:
     if groups.rank == 0:
         print(json.dumps({"args": vars(args), "ms_alone": round(1e3 * alone, 2), "models": everyone}, indent=2))
     for model in models.values():
-        model.leave()
         model.close()
 
 

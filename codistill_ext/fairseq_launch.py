@@ -215,7 +215,6 @@ def train_one_model(cfg: Any, **kwargs: Any) -> None:
 
     with _inside_model_group(groups, build_trainer):
         fairseq_train.main(cfg, **kwargs)
-    trainers[0].model.leave()
     trainers[0].model.close()
     _write_summary(trainers[0], log, groups)
     log.close()

@@ -69,6 +69,7 @@ class CodistillParallel(nn.Module):
         groups.check_equal("the codistillation options", config.to_dict())
         self.groups, self.config = groups, config
         self.updates = 0
+        self._has_left = False
         self._logits_of = logits_of or _identity
         self._autocast: torch.dtype | None = None  # of the last forward pass
         self._device_type = next(module.parameters()).device.type
@@ -131,15 +132,20 @@ class CodistillParallel(nn.Module):
         return {} if self.exchange is None else self.exchange.report(self.updates)
 
     def leave(self) -> None:
-        """This model has finished training; the others go on without it. On all its ranks."""
-        if self.exchange is not None:
+        """This model has finished training; the others go on without it. On all its ranks.
+
+        ``close`` does it too; call it before when there is something to do until the others have finished.
+        """
+        if self.exchange is not None and not self._has_left:
             self.exchange.leave(self.updates)
+        self._has_left = True
 
     def close(self) -> None:
-        """After ``leave``: wait until every model has finished, however long the others train on.
+        """Leave, and wait until every model has finished, however long the others train on.
 
         Every rank of the job must call it before it ends.
         """
+        self.leave()
         if self.exchange is not None:
             self.exchange.close()
         self.groups.wait_for_all()

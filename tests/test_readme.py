@@ -25,7 +25,7 @@ def code_blocks(page: Path, language: str) -> list[str]:
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_loop_trains_two_models_that_differ(tmp_path: Path, processes: int) -> None:
     (block,) = code_blocks(README, "python")
-    assert block.count("# NEW") + block.count("# CHANGED") == 9
+    assert block.count("# NEW") + block.count("# CHANGED") == 8
     (tmp_path / "loop.py").write_text(block)
     output = run(torchrun(processes, "loop.py"), cwd=tmp_path)
     assert "Warning" not in output

@@ -119,7 +119,6 @@ def _prepare_training(setting: Setting) -> Callable[[], None]:
     def train() -> None:
         log.write_config(_plain(setting.args))
         trainer.train()
-        trainer.model.leave()
         trainer.model.close()
         summary = _summarise(setting, trainer)
         log.write_summary(summary)
