@@ -8,15 +8,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from codistill_ext.config import CodistillConfig
 from codistill_ext.errors import CoordinationError
 from codistill_ext.exchange.base import Batch
 from codistill_ext.exchange.channel import Channel, Header
-from codistill_ext.exchange.description import ModelDescription, PeerBuilder
+from codistill_ext.exchange.description import ModelDescription
 from codistill_ext.exchange.teachers import Arrival, TeacherExchange
-from codistill_ext.groups import ModelGroups
 from codistill_ext.sampling import fingerprint
 from codistill_ext.topology import students_of
 
@@ -28,17 +26,10 @@ class CheckpointExchange(TeacherExchange):
     moves inside the model group.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        groups: ModelGroups,
-        config: CodistillConfig,
-        description: ModelDescription,
-        build_peer: PeerBuilder,
-    ) -> None:
-        super().__init__(module, groups, config, description, build_peer)
-        self.students = students_of(config.peers, groups.model_index)
-        self.channel = Channel(groups, {*self.peers, *self.students}, timeout_s=config.timeout, traffic=self.traffic)
+    def _prepare(self) -> None:
+        self.students = students_of(self.config.peers, self.groups.model_index)
+        neighbours = {*self.peers, *self.students}
+        self.channel = Channel(self.groups, neighbours, timeout_s=self.config.timeout, traffic=self.traffic)
         self.round = 0
         self._fingerprint = 0
         self._build_teachers()

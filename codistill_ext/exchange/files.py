@@ -21,17 +21,16 @@ import safetensors
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from codistill_ext.config import CodistillConfig
 from codistill_ext.errors import PeerTimeoutError
-from codistill_ext.exchange.description import ModelDescription, PeerBuilder
+from codistill_ext.exchange.description import ModelDescription
 from codistill_ext.exchange.teachers import Arrival, Flight, TeacherExchange, done
-from codistill_ext.groups import ModelGroups
 from codistill_ext.storage import write_bytes
 
 FORMAT_VERSION = 1
 _KEPT_FILES = 3
+_DIGITS = 10  # of the update in a file's name
 _LOOK_AGAIN_S = 0.5
 
 
@@ -59,6 +58,11 @@ class FileArrival(Arrival):
 
     file: WeightFile
     path: Path
+
+
+def _files_in(directory: Path) -> list[Path]:
+    """The files of weights of one model, oldest first."""
+    return sorted(directory.glob(f"{'[0-9]' * _DIGITS}.safetensors"))
 
 
 def write_weights(
@@ -120,23 +124,15 @@ class FileExchange(TeacherExchange):
     that its first rank saw, so they have the same teachers.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        groups: ModelGroups,
-        config: CodistillConfig,
-        description: ModelDescription,
-        build_peer: PeerBuilder,
-    ) -> None:
-        super().__init__(module, groups, config, description, build_peer)
-        self.directory = Path(config.dir)
-        self._own = self.directory / f"model{groups.model_index}"
+    def _prepare(self) -> None:
+        self.directory = Path(self.config.dir)
+        self._own = self.directory / f"model{self.groups.model_index}"
         self._control: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._seen: dict[int, str] = {}
         self._finished: set[int] = set()
         self._continued = False
         self._checked = False
-        if groups.is_lead:
+        if self.groups.is_lead:
             self._own.mkdir(parents=True, exist_ok=True)
 
     def targets(self, batch: Any, *, update: int, wanted: bool) -> list[Any]:
@@ -147,7 +143,7 @@ class FileExchange(TeacherExchange):
     def _refuse_another_run(self, update: int) -> None:
         """Before the first step: files of another run would teach, and hide this run's."""
         self._checked = True
-        files = sorted(self._own.glob("*.safetensors")) if self.groups.is_lead else []
+        files = _files_in(self._own) if self.groups.is_lead else []
         newer = [path for path in files if int(path.stem) > update]
         if self._continued:
             for path in newer:  # this run will write them again
@@ -176,7 +172,7 @@ class FileExchange(TeacherExchange):
         newest: dict[int, str] = {}
         if self.groups.is_lead:
             for peer in self.peers:
-                files = sorted((self.directory / f"model{peer}").glob("*.safetensors"))
+                files = _files_in(self.directory / f"model{peer}")
                 if files and self._seen.get(peer) != files[-1].name:
                     newest[peer] = files[-1].name
         newest = dict(self._from_lead(newest))
@@ -190,7 +186,7 @@ class FileExchange(TeacherExchange):
 
     def _publish(self, row: Tensor, update: int, *, finished: bool) -> None:
         size = write_weights(
-            self._own / f"{update:010d}.safetensors",
+            self._own / f"{update:0{_DIGITS}d}.safetensors",
             self.packer.views(row),
             self.description,
             seed=torch.initial_seed(),
@@ -198,7 +194,7 @@ class FileExchange(TeacherExchange):
             update=update,
         )
         self.traffic.sent["weights"] += size
-        for old in sorted(self._own.glob("*.safetensors"))[:-_KEPT_FILES]:
+        for old in _files_in(self._own)[:-_KEPT_FILES]:
             old.unlink(missing_ok=True)
 
     def _read_all(self, names: dict[int, str]) -> dict[int, Arrival]:

@@ -127,6 +127,11 @@ class TeacherExchange(Exchange):
         self._build_peer = build_peer
         self._worker = BackgroundWorker("codistill-weights")
         self._flights: list[Flight] = []
+        self._prepare()
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Set up what this way of travelling needs. All ranks of all models of the job call it."""
 
     @abstractmethod
     def _take_off(self, update: int) -> Callable[[], dict[int, Arrival]]:
