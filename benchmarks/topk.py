@@ -1,6 +1,6 @@
 """What the encodings of predictions cost: bytes, and time as ratios to the dense divergence of the same run.
 
-    OMP_NUM_THREADS=1 python benchmarks/topk.py
+    OMP_NUM_THREADS=1 python -m benchmarks.topk
 
 One sender and one receiver in one process, on random logits of a Transformer's mini-batch: 3584
 tokens, a vocabulary of 32768. The encodings take turns, so that a machine whose speed drifts
