@@ -9,7 +9,7 @@ TRANSLATION = [
     "sacrebleu>=2.3",
     "sentencepiece>=0.2",
 ]
-VISION = ["torchvision>=0.21", "numpy>=1.26", "pillow>=10", "tqdm>=4.60"]
+VISION = ["torchvision>=0.29", "numpy>=1.26", "pillow>=10", "tqdm>=4.60"]
 PLOTS = ["matplotlib>=3.8"]
 DEV = ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6", "mypy>=1.11", "types-PyYAML"]
 
@@ -24,7 +24,7 @@ setup(
         "codistill_ext": ["py.typed", "**/*.yaml"],
         "translation": ["data/*/NOTICE", "data/*/*.xz"],
     },
-    install_requires=["torch>=2.6", "PyYAML>=6", "safetensors>=0.4.5", "tensorboard>=2.15"],
+    install_requires=["torch>=2.14", "PyYAML>=6", "safetensors>=0.4.5", "tensorboard>=2.15"],
     extras_require={
         "translation": TRANSLATION + PLOTS,
         "vision": VISION + PLOTS,

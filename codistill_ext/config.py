@@ -186,6 +186,11 @@ class CodistillConfig:
                 "--codistill-exchange files needs --codistill-dir, the directory that the jobs share, and "
                 f"--codistill-model-index from 0 to {self.models - 1}: got {self.dir!r} and {self.model_index}"
             )
+        if self.stale_policy == "wait" and 0 < self.max_staleness < self.period:
+            raise ValueError(
+                f"--codistill-max-staleness must be at least {flag('period')} with --codistill-exchange files, or jobs "
+                f"would wait for one another: got {self.max_staleness} and {self.period}"
+            )
         if self.data == "coordinated":
             raise ValueError("separate jobs do not keep step: --codistill-exchange files has independent data")
         if self.placement != "contiguous":

@@ -8,6 +8,7 @@ before that exchange.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -100,10 +101,12 @@ def describe(path: Path, state: dict[str, Any], cfg: Any) -> Saved:
 def has_finished(updates: int, extra_state: dict[str, Any], cfg: Any) -> bool:
     """Whether a model has nothing left to do, by the options of now. fairseq would train one more update."""
     limits = cfg.optimization
-    patience = (extra_state.get(STATE_KEY) or {}).get("patience", {})
+    codistill = extra_state.get(STATE_KEY) or {}
+    patience = codistill.get("patience", {})
     return bool(
         0 < (limits.max_update or 0) <= updates
         or 0 < cfg.checkpoint.patience <= patience.get("num_runs", 0)
+        or codistill.get("lr", math.inf) <= limits.stop_min_lr
         or 0 < limits.stop_time_hours * 3600 < extra_state.get("previous_training_time", 0)
         or 0 < (limits.max_epoch or 0) < extra_state.get("train_iterator", {}).get("epoch", 1)
     )
@@ -126,7 +129,7 @@ def precision_state(optimizer: Any) -> dict[str, Any]:
     state: dict[str, Any] = {"masters": [master.detach() for master in _masters(optimizer)]}
     scaler = getattr(optimizer, "scaler", None)
     if scaler is not None:  # fairseq's own, or torch's
-        state["scaler"] = scaler.state_dict() if hasattr(scaler, "state_dict") else dict(vars(scaler))
+        state["scaler"] = scaler.state_dict() if hasattr(scaler, "state_dict") else _counters(scaler)
     return state
 
 
@@ -149,6 +152,11 @@ def load_precision_state(optimizer: Any, state: dict[str, Any]) -> None:
         scaler.load_state_dict(state["scaler"])
     else:
         vars(scaler).update(state["scaler"])
+
+
+def _counters(scaler: Any) -> dict[str, Any]:
+    """What changes of fairseq's scaler; the rest are options."""
+    return {name: value for name, value in vars(scaler).items() if name == "loss_scale" or name.startswith("_")}
 
 
 def _masters(optimizer: Any) -> list[torch.Tensor]:

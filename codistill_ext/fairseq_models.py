@@ -1,6 +1,7 @@
 """(fairseq) Models as plain values: what a checkpoint or a peer may hold, and the way back."""
 
 import argparse
+import re
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import nn
 
 from codistill_ext.exchange import ModelDescription
 
+_OF_FILES = ("path", "file", "pretrained", "checkpoint", "load", "dir")  # in the names of options
+_WORDS = re.compile(r"[\w.+-]*(,[\w.+-]*)*", re.ASCII)
 # Read by fairseq's models although they are options of the task.
 _OF_THE_TASK = ("arch", "_name", "max_source_positions", "max_target_positions")
 
@@ -58,14 +61,34 @@ def _options_of(arch: str) -> frozenset[str]:
 
 def _without_files(options: dict[str, Any]) -> dict[str, Any]:
     """Without the names of files, such as of pretrained embeddings: the weights cross anyway."""
-    return {
-        name: None if name.endswith("path") or name.endswith("file") else _nested(value)
-        for name, value in options.items()
-    }
+    return {name: None if _names_a_file(name, value) else _nested(value) for name, value in options.items()}
+
+
+def _names_a_file(option: str, value: Any) -> bool:
+    return isinstance(value, str) and any(word in option for word in _OF_FILES)
 
 
 def _nested(value: Any) -> Any:
     return _without_files(value) if isinstance(value, dict) else value
+
+
+def _check_plain(value: Any, option: str) -> None:
+    """Whether fairseq's models may have it: some of them run ``eval`` on texts.
+
+    Raises:
+        ValueError: it is more than a number, a word or a list of these.
+    """
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_plain(name, option)
+            _check_plain(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            _check_plain(item, option)
+    elif isinstance(value, str) and _WORDS.fullmatch(value) is None:
+        raise ValueError(
+            f"the peer's option {option} is {value!r:.60}: only words and numbers are taken, with commas between"
+        )
 
 
 def build_described(description: ModelDescription, task: Any) -> nn.Module:
@@ -80,6 +103,7 @@ def build_described(description: ModelDescription, task: Any) -> nn.Module:
     if not isinstance(options, dict) or options.get("_name") != description.name:
         raise ValueError(f"the peer's architecture {description.name} comes without its options")
     options = _without_files(options)
+    _check_plain(options, description.name)
     cfg = OmegaConf.create(options) if description.values.get("structured") else argparse.Namespace(**options)
     try:
         model: nn.Module = build_model(cfg, task)

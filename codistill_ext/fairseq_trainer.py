@@ -30,6 +30,7 @@ from codistill_ext.fairseq_checkpoints import (
 from codistill_ext.fairseq_models import build_described, describe_model, plain_values
 from codistill_ext.groups import ModelGroups
 from codistill_ext.parallel import CodistillParallel
+from codistill_ext.resume import take_possession
 from codistill_ext.runlog import RunLog
 from codistill_ext.sampling import data_seed
 
@@ -87,6 +88,7 @@ class CodistillTrainer(Trainer):
             raise ValueError("--write-checkpoints-asynchronously leaves no whole checkpoint_last.pt: leave it out")
         check_vocabularies(task, groups)
         super().__init__(cfg, task, model, criterion, quantizer)
+        take_possession(Path(cfg.checkpoint.save_dir), groups)
         self.files = CheckpointFiles(Path(cfg.checkpoint.save_dir), self.checkpoint_suffix)
         if not self.use_distributed_wrapper:
             assert groups.data_size == 1
@@ -173,7 +175,8 @@ class CodistillTrainer(Trainer):
     def consolidate_optimizer(self) -> None:
         """fairseq calls it on all ranks before the lead saves: the place for what all must do."""
         super().consolidate_optimizer()
-        own = {"patience": patience_state(), "valid": self.valid_stats, "precision": precision_state(self.optimizer)}
+        own = {"patience": patience_state(), "valid": self.valid_stats, "lr": float(self.get_lr())}
+        own |= {"precision": precision_state(self.optimizer)}
         self._codistill_state = self.model.codistill_state_dict() | own
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.distributed_c10d import set_timeout
 
 from codistill_ext.config import CodistillConfig
 
@@ -84,7 +85,14 @@ class ModelGroups:
             return cls(torch.zeros(1, 1, dtype=torch.long), rank=0, mesh=None, apart=apart)
         table = place_ranks(dist.get_world_size(), models_here, config.placement)
         mesh = DeviceMesh(device_type, table, mesh_dim_names=(MODEL_DIM, DATA_DIM))
-        return cls(table, dist.get_rank(), mesh, apart)
+        groups = cls(table, dist.get_rank(), mesh, apart)
+        for group in groups.model_group, groups.peer_group:
+            if group is not None:
+                # A rank may wait for a peer as long as the option says, and its model for it.
+                set_timeout(datetime.timedelta(seconds=config.timeout), group)
+                # The first use of an NCCL group needs all its ranks; the first exchange may be without some models.
+                dist.all_reduce(torch.zeros(1, device=device_type), group=group)
+        return groups
 
     @property
     def is_lead(self) -> bool:

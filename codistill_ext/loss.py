@@ -51,7 +51,8 @@ def divergence(
     The divergences of distributions sum over the C outputs, ``mse`` takes their mean. With a
     temperature T both logits are divided by T and the result is multiplied by T^2, so that the
     gradient keeps its size. Of a teacher's top k both distributions are of k + 1 bins, the last of
-    which holds all other outputs.
+    which holds all other outputs. A row in which the teacher is NaN or infinite counts as 0: a
+    model that diverges must not take its peers along.
 
     Args:
         student_NC: logits of shape (N, C).
@@ -79,7 +80,9 @@ def _of_logits(student_NC: Tensor, teacher_NC: Tensor, kind: str, temperature: f
         )
     student_NC, teacher_NC = student_NC.float(), teacher_NC.detach().float()
     if kind == "mse":
-        return _reduce((student_NC - teacher_NC).square().mean(dim=-1), reduction)
+        lost_N = ~teacher_NC.isfinite().all(dim=-1)
+        differences_NC = student_NC - teacher_NC.masked_fill(lost_N[:, None], 0.0)
+        return _reduce(differences_NC.square().mean(dim=-1).masked_fill(lost_N, 0.0), reduction)
     student_logp = F.log_softmax(student_NC / temperature, dim=-1)
     teacher_logp = F.log_softmax(teacher_NC / temperature, dim=-1)
     return _reduce(_of_distributions(student_logp, teacher_logp, kind), reduction) * temperature**2
@@ -87,13 +90,18 @@ def _of_logits(student_NC: Tensor, teacher_NC: Tensor, kind: str, temperature: f
 
 def _of_distributions(student_logp: Tensor, teacher_logp: Tensor, kind: str) -> Tensor:
     """Divergence of each row, of log-probabilities of shape (N, C) or (N, B)."""
+    lost_N = teacher_logp[:, 0].isnan()  # log_softmax makes all of such a row NaN
+    # Before the divergence too: behind it the gradient would be 0 * NaN.
+    teacher_logp = teacher_logp.masked_fill_(lost_N[:, None], 0.0)
     if kind == "kl_teacher_student":
-        return F.kl_div(student_logp, teacher_logp, reduction="none", log_target=True).sum(dim=-1)
-    if kind == "kl_student_teacher":
-        return F.kl_div(teacher_logp, student_logp, reduction="none", log_target=True).sum(dim=-1)
-    if kind == "cross_entropy":
-        return -(teacher_logp.exp() * student_logp).sum(dim=-1)
-    raise ValueError(f"unknown divergence {kind!r}")
+        rows = F.kl_div(student_logp, teacher_logp, reduction="none", log_target=True).sum(dim=-1)
+    elif kind == "kl_student_teacher":
+        rows = F.kl_div(teacher_logp, student_logp, reduction="none", log_target=True).sum(dim=-1)
+    elif kind == "cross_entropy":
+        rows = -(teacher_logp.exp() * student_logp).sum(dim=-1)
+    else:
+        raise ValueError(f"unknown divergence {kind!r}")
+    return rows.masked_fill(lost_N, 0.0)
 
 
 def _reduce(rows: Tensor, reduction: str) -> Tensor:

@@ -72,11 +72,11 @@ class CodistillParallel(nn.Module):
         self._has_left = False
         self._logits_of = logits_of or _identity
         self._autocast: torch.dtype | None = None  # of the last forward pass
-        self._device_type = next(module.parameters()).device.type
         if groups.model_group is None:
             self.module = module
         else:
             self.module = (data_parallel or _distributed_data_parallel)(module, groups)
+        self._device_type = next(module.parameters()).device.type  # fairseq's wrapper moves the module
         # Behind a property, so that the module's name for its parameters stays "module.*" alone.
         self.__dict__["_plain"] = module
         description = description or describe_class(module)

@@ -94,23 +94,20 @@ def _newest_at(found: Sequence[Saved], cut: int) -> Saved | None:
     return None
 
 
-def agree(paths: Sequence[Path], describe: Describe, groups: ModelGroups, *, read_only: bool = False) -> Saved:
+def agree(paths: Sequence[Path], describe: Describe, groups: ModelGroups) -> Saved:
     """What this model resumes from. Every rank of the job must call it; the lead of each model reads its files.
 
     Args:
         paths: of this model's files, the newest, the one before, and others.
         describe: what a loaded file holds.
-        read_only: the run will not save there.
 
     Raises:
-        ValueError: on every rank: no checkpoints belong together, a model has only damaged ones, they are of
-            another number of models, or another job is at work there.
+        ValueError: on every rank: no checkpoints belong together, a model has only damaged ones, or they are of
+            another number of models.
     """
     mine: list[Saved] | str | None = None
     if groups.is_lead:
         try:
-            if not read_only:
-                _take_possession(paths[0].parent)
             mine = whole_checkpoints(paths, describe)
         except (ValueError, OSError) as error:
             mine = str(error)
@@ -139,12 +136,28 @@ def agree(paths: Sequence[Path], describe: Describe, groups: ModelGroups, *, rea
     return own
 
 
-def _take_possession(directory: Path) -> None:
-    """Workers outlive a torchrun that is killed alone; they must not save beside those that resume.
+def take_possession(directory: Path, groups: ModelGroups) -> None:
+    """Keep other jobs from saving this model's checkpoints in ``directory``. Every rank of the job must call it.
+
+    Workers outlive a torchrun that is killed alone; they must not save beside those that resume.
 
     Raises:
-        ValueError: another process has the directory.
+        ValueError: on every rank: another process trains a model there, or the place cannot be written.
     """
+    problem: str | None = None
+    if groups.is_lead:
+        try:
+            _lock(directory.absolute())
+        except ValueError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"cannot write in {directory} ({error}): choose another directory for the run"
+    for found in groups.gather(problem):
+        if found is not None:
+            raise ValueError(found)
+
+
+def _lock(directory: Path) -> None:
     if directory in _locks:
         return
     directory.mkdir(parents=True, exist_ok=True)

@@ -61,7 +61,7 @@ def load(directory: Path, groups: ModelGroups, *, continued: bool) -> dict[str, 
     """
     path = checkpoint_path(directory, groups.model_index)
     paths = [path, previous_path(path)]
-    chosen = agree(paths, _describe, groups, read_only=not continued)
+    chosen = agree(paths, _describe, groups)
     if continued:
         make_current(chosen, paths, groups)
     if chosen.path is None:

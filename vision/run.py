@@ -12,6 +12,7 @@ from typing import Any
 
 from codistill_ext.config import CodistillConfig
 from codistill_ext.groups import ModelGroups
+from codistill_ext.resume import take_possession
 from codistill_ext.runlog import RunLog
 from vision import checkpointing
 from vision.datasets import Data, load_data
@@ -51,6 +52,8 @@ def prepare(options: Options) -> Callable[[], None]:
     start_process_group(place.device, timeout_s=config.timeout)
     groups = ModelGroups.create(config, place.device.type)
     args = options.models[groups.model_index]
+    if not args.test_only:
+        take_possession(args.output_dir / f"model{groups.model_index}", groups)
     saved = _load_saved(args, groups)
     setting = Setting(
         args=args, seed=options.args.seed, config=config, place=place, data=data, groups=groups, saved=saved
@@ -100,10 +103,7 @@ def _prepare_test(setting: Setting) -> Callable[[], None]:
 
 
 def _prepare_training(setting: Setting) -> Callable[[], None]:
-    try:
-        log = RunLog(setting.args.output_dir, setting.groups)
-    except OSError as error:
-        raise ValueError(f"cannot write there ({error}): choose another --output-dir") from error
+    log = RunLog(setting.args.output_dir, setting.groups)
     trainer = Trainer(
         args=setting.args,
         seed=setting.seed,

@@ -16,13 +16,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     options = parse_options(parser, argv)
     try:
-        try:
-            run = prepare(options)
-        except ValueError as error:  # a user's mistake; later ones are ours and show where they come from
-            parser.error(str(error))
-        run()
-    finally:
-        stop_process_group()
+        run = prepare(options)
+    except ValueError as error:  # a user's mistake; later ones are ours and show where they come from
+        parser.error(str(error))
+    run()
+    # Not after an error: NCCL would wait here for ranks that wait for this one, before anybody sees the message.
+    stop_process_group()
 
 
 if __name__ == "__main__":

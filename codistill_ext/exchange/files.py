@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from codistill_ext.exchange.description import ModelDescription
 from codistill_ext.exchange.teachers import Arrival, Flight, TeacherExchange, done
 from codistill_ext.storage import write_bytes
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _KEPT_FILES = 3
 _DIGITS = 10  # of the update in a file's name
 _LOOK_AGAIN_S = 0.5
@@ -69,15 +70,15 @@ def write_weights(
     path: Path, tensors: Mapping[str, Tensor], description: ModelDescription, *, seed: int, finished: bool, update: int
 ) -> int:
     """Write a file whole or not at all; its size in bytes."""
-    header = {
+    header: dict[str, Any] = {
         "version": FORMAT_VERSION,
         "description": description.to_json(),
         "update": update,
         "taken_at": time.time(),
         "seed": seed,
         "finished": finished,
-        "sha256": _checksum(tensors),
     }
+    header["sha256"] = _checksum(header, tensors)
     data = safetensors.torch.save(dict(tensors), metadata={"codistill": json.dumps(header)})
     write_bytes(path, data)
     return len(data)
@@ -87,7 +88,7 @@ def read_weights(path: Path) -> WeightFile:
     """Read a file without running anything that it brings along.
 
     Raises:
-        UnusableFileError: it is damaged, or of another format version.
+        UnusableFileError: it is damaged, of another format version, or holds numbers that are not finite.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -95,24 +96,43 @@ def read_weights(path: Path) -> WeightFile:
             if header["version"] != FORMAT_VERSION:
                 raise ValueError(f"its format version is {header['version']}, this program reads {FORMAT_VERSION}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-        if _checksum(tensors) != header["sha256"]:
+        if _checksum({key: value for key, value in header.items() if key != "sha256"}, tensors) != header["sha256"]:
             raise ValueError("its checksum does not fit its contents")
+        _check_header(header, path)
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise ValueError(f"{name} has values that are not finite")
         return WeightFile(
             description=ModelDescription.from_json(header["description"]),
-            update=int(header["update"]),
-            taken_at=float(header["taken_at"]),
-            finished=bool(header["finished"]),
+            update=header["update"],
+            taken_at=header["taken_at"],
+            finished=header["finished"],
             tensors=tensors,
         )
-    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+    except (
+        *(OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError, RuntimeError),
+        safetensors.SafetensorError,
+    ) as error:
         raise UnusableFileError(f"{path}: {error}") from error
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _check_header(header: Mapping[str, Any], path: Path) -> None:
+    """Whoever makes a file can also make its checksum, so nothing in it is taken for granted."""
+    for name, kind in ("update", int), ("taken_at", float), ("finished", bool), ("description", str):
+        if type(header[name]) is not kind:
+            raise ValueError(f"{name} in its header should be of type {kind.__name__}, but is {header[name]!r:.40}")
+    if f"{header['update']:0{_DIGITS}d}" != path.stem:
+        raise ValueError(f"its header says update {header['update']}, unlike its name")
+    if not math.isfinite(header["taken_at"]):
+        raise ValueError(f"taken_at in its header is {header['taken_at']}")
+
+
+def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -128,7 +148,7 @@ class FileExchange(TeacherExchange):
         self.directory = Path(self.config.dir)
         self._own = self.directory / f"model{self.groups.model_index}"
         self._control: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
-        self._seen: dict[int, str] = {}
+        self._seen: dict[int, tuple[str, int]] = {}
         self._finished: set[int] = set()
         self._continued = False
         self._checked = False
@@ -169,15 +189,20 @@ class FileExchange(TeacherExchange):
 
     def _newest(self) -> dict[int, str]:
         """The newest file of each peer that has not been read yet, as the job's first rank sees them."""
-        newest: dict[int, str] = {}
+        newest: dict[int, tuple[str, int]] = {}
         if self.groups.is_lead:
             for peer in self.peers:
                 files = _files_in(self.directory / f"model{peer}")
-                if files and self._seen.get(peer) != files[-1].name:
-                    newest[peer] = files[-1].name
+                try:
+                    found = (files[-1].name, files[-1].stat().st_mtime_ns) if files else None
+                except OSError:  # pruned meanwhile: there is a newer one next time
+                    continue
+                # The last file of a run may be written once more, to say that it has finished.
+                if found is not None and self._seen.get(peer) != found:
+                    newest[peer] = found
         newest = dict(self._from_lead(newest))
         self._seen |= newest
-        return newest
+        return {peer: name for peer, (name, _) in newest.items()}
 
     def _publish_and_read(self, row: Tensor | None, update: int, names: dict[int, str]) -> dict[int, Arrival]:
         if row is not None:
@@ -222,7 +247,8 @@ class FileExchange(TeacherExchange):
         usable = None
         if isinstance(arrival, FileArrival):
             try:
-                row = self.teacher_of(peer, arrival.description).packer.row_of(arrival.file.tensors)
+                # Only to see whether it fits: the teacher in use stays until these weights are due.
+                row = self.teacher_for(peer, arrival.description).packer.row_of(arrival.file.tensors)
                 usable = Arrival(arrival.stamp, arrival.taken_at, arrival.description, row)
             except (ValueError, RuntimeError) as error:
                 self._complain(peer, UnusableFileError(f"{arrival.path}: {error}"))
@@ -237,6 +263,9 @@ class FileExchange(TeacherExchange):
         """Wait while a peer's weights are too old, unless it has finished. All ranks wait alike."""
         deadline = time.monotonic() + self.config.timeout
         while late := self._from_lead(self._late(update)):
+            if self._flights:  # what is here already must not land behind something newer
+                self._finish(self._flights.pop(0))
+                continue
             names = self._newest()
             if names:
                 self._finish(Flight(update, done(self._read_all(names))))
@@ -271,5 +300,6 @@ class FileExchange(TeacherExchange):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._seen, self._finished = dict(state["seen"]), set(state["finished"])
+        self._seen = {peer: (name, written_at) for peer, (name, written_at) in state["seen"].items()}
+        self._finished = set(state["finished"])
         self._continued = True

@@ -73,7 +73,9 @@ class Teacher:
         if self._precision == "auto" and self._parameter_dtype.itemsize > 2:  # else it has 16 bits as it is
             dtype = students
             if self._device.type == "cuda":
-                dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+                dtype = torch.float16
+                if torch.cuda.is_bf16_supported(including_emulation=False):
+                    dtype = torch.bfloat16
         # None also switches off an autocast that the caller is in.
         return torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None)
 
@@ -147,22 +149,31 @@ class TeacherExchange(Exchange):
         All of them call it for the same peers in the same order.
         """
 
-    def teacher_of(self, peer: int, description: ModelDescription) -> Teacher:
-        """This peer's teacher, built now if there is none or the peer is another architecture than before.
+    def teacher_for(self, peer: int, description: ModelDescription) -> Teacher:
+        """A teacher of this architecture: the peer's if it is one, else one that is built now and not yet the peer's.
 
         Raises:
             ValueError: it cannot be built.
         """
         teacher = self.teachers.get(peer)
-        if teacher is None or teacher.description != description:
-            if description == self.description:
-                module = copy.deepcopy(self.module)
-            else:
-                devices = [self.device] if self.device.type == "cuda" else []
-                with torch.random.fork_rng(devices):  # initial weights must not disturb the student's dropout
-                    module = self._build_peer(description).to(self.device)
-            teacher = self.teachers[peer] = Teacher(module, description, self.config)
-        return teacher
+        if teacher is not None and teacher.description == description:
+            return teacher
+        if description == self.description:
+            module = copy.deepcopy(self.module)
+        else:
+            devices = [self.device] if self.device.type == "cuda" else []
+            with torch.random.fork_rng(devices):  # initial weights must not disturb the student's dropout
+                module = self._build_peer(description).to(self.device)
+        return Teacher(module, description, self.config)
+
+    def teacher_of(self, peer: int, description: ModelDescription) -> Teacher:
+        """The peer's teacher; a new one takes its place if the peer is another architecture than before.
+
+        Raises:
+            ValueError: it cannot be built.
+        """
+        self.teachers[peer] = self.teacher_for(peer, description)
+        return self.teachers[peer]
 
     def targets(self, batch: Batch, *, update: int, wanted: bool) -> list[Any]:
         if not wanted:

@@ -32,6 +32,10 @@ def test_every_option_is_a_flag_and_survives_the_command_line() -> None:
         ({"models": 2, "data": "independent"}, "use --codistill-data coordinated"),
         ({"models": 2, "exchange": "checkpoints", "check_every": 2}, "has no effect with independent data"),
         ({"models": 2, "divergence": "mse", "temperature": 2.0}, "has no effect with --codistill-divergence mse"),
+        (
+            {"models": 2, "exchange": "files", "dir": "d", "model_index": 0, "max_staleness": 2499},
+            "--codistill-max-staleness must be at least --codistill-period",
+        ),
         ({"models": 2, "target": "mean"}, "--codistill-target mean has no effect"),
         ({"models": 2, "topology": "star"}, "--codistill-topology is all, ring, or edges"),
         ({"models": 2, "topology": "0<-2"}, "two different models of 0..1"),

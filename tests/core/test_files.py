@@ -2,7 +2,9 @@
 
 import json
 import logging
+import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 
 from codistill_ext import CodistillConfig, CodistillParallel, ModelGroups
 from codistill_ext.errors import PeerTimeoutError
+from codistill_ext.exchange import files
 from codistill_ext.exchange.description import ModelDescription
 from codistill_ext.exchange.files import UnusableFileError, read_weights, write_weights
 from tests.core.training import LR, batches, build
@@ -162,12 +165,73 @@ def test_what_does_not_fit_is_refused(
     assert message in caplog.text and str(path) in caplog.text
 
 
+def _sealed(path: Path, header: dict[str, Any], module: torch.nn.Module) -> None:
+    """A file whose checksum is right, whatever its header says."""
+    tensors = {key: value for key, value in module.state_dict().items() if key != "third.weight"}
+    header |= {"version": files.FORMAT_VERSION, "description": '{"name": "tests.naive.Net", "values": {}}'}
+    header["sha256"] = files._checksum(header, tensors)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(tensors, path, metadata={"codistill": json.dumps(header)})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("update", math.inf, "update in its header should be of type int, but is inf"),
+        ("update", -2, "its header says update -2, unlike its name"),
+        ("update", 10**400, "unlike its name"),
+        ("update", True, "update in its header should be of type int, but is True"),
+        ("taken_at", math.nan, "taken_at in its header is nan"),
+        ("taken_at", "now", "taken_at in its header should be of type float, but is 'now'"),
+        ("finished", "false", "finished in its header should be of type bool, but is 'false'"),
+    ],
+)
+def test_a_header_that_cannot_be_true_is_refused(tmp_path: Path, field: str, value: Any, message: str) -> None:
+    path = tmp_path / "model1/0000000002.safetensors"
+    true = {"update": 2, "taken_at": 1.5, "finished": False}
+    _sealed(path, dict(true), Net())
+    assert read_weights(path).update == 2
+    _sealed(path, true | {field: value}, Net())
+    with pytest.raises(UnusableFileError, match=re.escape(message)):
+        read_weights(path)
+
+
+def test_a_header_changed_behind_its_checksum_is_refused(tmp_path: Path) -> None:
+    path = _write(tmp_path, Net(), "tests.naive.Net")
+    path.write_bytes(path.read_bytes().replace(b'finished\\": false', b'finished\\":  true'))
+    with pytest.raises(UnusableFileError, match="its checksum does not fit its contents"):
+        read_weights(path)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    module = Net()
+    torch.nn.init.constant_(module.last.bias, math.nan)
+    with pytest.raises(UnusableFileError, match="last.bias has values that are not finite"):
+        read_weights(_write(tmp_path, module, "tests.naive.Net"))
+
+
+def test_a_file_of_another_architecture_that_does_not_fit_leaves_the_teacher(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Job(tmp_path, 1).step(2)
+    job = Job(tmp_path, 0)
+    job.step(3)
+    teacher = job.model.exchange.teachers[1]
+    job.model.exchange._build_peer = lambda _: Net(width=20)
+    _write(tmp_path, Net(width=19), "other", update=4)
+    with caplog.at_level(logging.WARNING):
+        assert job.step(3) == 1
+    assert "first.bias should be ((20,)" in caplog.text and job.model.exchange.teachers[1] is teacher
+
+
 def test_a_later_format_is_refused(tmp_path: Path) -> None:
     path = _write(tmp_path, Net(), "tests.naive.Net")
     with safetensors.safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()["codistill"]) | {"version": 2}
+        header = json.loads(file.metadata()["codistill"]) | {"version": files.FORMAT_VERSION + 1}
     safetensors.torch.save_file({"a": torch.zeros(1)}, path, metadata={"codistill": json.dumps(header)})
-    with pytest.raises(UnusableFileError, match=r"0000000002\.safetensors: its format version is 2"):
+    with pytest.raises(
+        UnusableFileError, match=r"0000000002\.safetensors: its format version is \d, this program reads"
+    ):
         read_weights(path)
 
 
@@ -218,12 +282,29 @@ def test_the_staleness_policies(tmp_path: Path) -> None:
     assert waiting.model.updates == 7
 
 
-def test_a_peer_that_has_finished_is_not_waited_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seen", [False, True], ids=["read at its end", "read before its end"])
+def test_a_peer_that_has_finished_is_not_waited_for(tmp_path: Path, seen: bool) -> None:
+    """It ends right after an exchange, so that its last file is written twice under the same name."""
     peer = Job(tmp_path, 1)
     peer.step(2)
-    peer.model.leave()
+    job = Job(tmp_path, 0, stale_policy="wait", max_staleness=4, timeout=1.0)
+    if seen:
+        assert job.step(4) == 1 and job.model.exchange.teachers[1].stamp == 2
     peer.model.close()
-    assert Job(tmp_path, 0, stale_policy="wait", max_staleness=4, timeout=1.0).step(12) == 1
+    assert job.step(12) == 1
+
+
+def test_weights_that_are_here_are_used_before_newer_ones_are_waited_for(tmp_path: Path) -> None:
+    Job(tmp_path, 1, period=4).step(4)
+    job = Job(tmp_path, 0, period=4, lag=2, stale_policy="wait", max_staleness=4, timeout=1.0)
+    job.step(7)
+    assert job.model.exchange.teachers[1].stamp == 4
+    peer = Job(tmp_path, 1, period=4)
+    peer.model.updates = 7
+    peer.model.exchange._continued = True
+    peer.step()
+    assert job.step(2) == 1, "after update 9 the teacher is too old, and its successor on its way"
+    assert job.model.exchange.teachers[1].stamp == 8 and not job.model.exchange._flights
 
 
 def _job_of_two(rank: int, directory: str, index: int) -> dict[str, torch.Tensor]:

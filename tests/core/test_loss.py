@@ -211,3 +211,23 @@ def test_what_a_top_k_cannot_do_is_refused() -> None:
         mean_prediction([EVEN, top(EVEN, 1)], "kl_teacher_student")
     with pytest.raises(ValueError, match=r"shape \(2, at most 2\), not \(1, 1\)"):
         divergence(torch.zeros(2, 2), top(EVEN, 1), "kl_teacher_student")
+
+
+@pytest.mark.parametrize(
+    ("kind", "k"),
+    [("mse", None)]
+    + [(kind, k) for kind in ("kl_teacher_student", "kl_student_teacher", "cross_entropy") for k in (None, 2, 5)],
+)
+def test_rows_in_which_the_teacher_is_not_finite_teach_nothing(kind: str, k: int | None) -> None:
+    generator = torch.Generator().manual_seed(3)
+    student = torch.randn(4, 5, generator=generator, requires_grad=True)
+    teacher = torch.randn(4, 5, generator=generator)
+    good = teacher[:2].clone()
+    teacher[2, 3], teacher[3, 1] = math.nan, math.inf
+    targets = [teacher, good] if k is None else [top(teacher, k), top(good, k)]
+    total = divergence(student, targets[0], kind, reduction="sum")
+    torch.testing.assert_close(total, divergence(student[:2], targets[1], kind, reduction="sum"))
+    (gradient,) = torch.autograd.grad(total, student)
+    (expected,) = torch.autograd.grad(divergence(student[:2], targets[1], kind, reduction="sum"), student)
+    torch.testing.assert_close(gradient, expected)
+    assert not gradient[2:].any()

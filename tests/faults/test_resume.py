@@ -17,7 +17,15 @@ from omegaconf import OmegaConf
 
 from codistill_ext.fairseq_checkpoints import CheckpointFiles, at_updates_tried, has_finished
 from codistill_ext.groups import ModelGroups
-from codistill_ext.resume import BEGINNING, Saved, agree, belong_together, make_current, whole_checkpoints
+from codistill_ext.resume import (
+    BEGINNING,
+    Saved,
+    agree,
+    belong_together,
+    make_current,
+    take_possession,
+    whole_checkpoints,
+)
 from codistill_ext.storage import load_whole, previous_path, save_checkpoint
 from tests.faults.kills import every_cut_short
 
@@ -80,18 +88,17 @@ def test_files_beside_that_belong_to_nobody_are_set_aside(tmp_path: Path) -> Non
 
 
 def test_a_process_that_still_trains_there_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.pt"
     with open(tmp_path / ".lock", "a") as file:
         other = multiprocessing.get_context("fork").Process(target=_hold, args=(file.name, os.getpid()), daemon=True)
         other.start()
         while not (tmp_path / "held").exists():
             time.sleep(0.01)
     with pytest.raises(ValueError, match="another process is still training in .*: end it, or wait"):
-        agree([path, previous_path(path)], describe, ALONE)
-    assert agree([path, previous_path(path)], describe, ALONE, read_only=True) is BEGINNING
+        take_possession(tmp_path, ALONE)
     other.kill()
     other.join()
-    assert agree([path, previous_path(path)], describe, ALONE) is BEGINNING
+    take_possession(tmp_path, ALONE)
+    take_possession(tmp_path, ALONE)  # it is this process's own
 
 
 def _hold(name: str, parent: int) -> None:
@@ -193,12 +200,15 @@ def test_models_that_skip_updates_save_at_the_same_attempts(monkeypatch: pytest.
         ({"max_epoch": 2}, True),
         ({"max_epoch": 3}, False),
         ({"stop_time_hours": 0.5}, True),
+        ({"stop_min_lr": 1e-4}, True),
+        ({"stop_min_lr": 1e-5}, False),
         ({"patience": 3}, True),
         ({"patience": 4}, False),
     ],
 )
 def test_what_has_finished_by_the_options_of_now(limits: dict[str, float], finished: bool) -> None:
-    optimization = {"max_update": 0, "max_epoch": 0, "stop_time_hours": 0} | limits
+    optimization = {"max_update": 0, "max_epoch": 0, "stop_time_hours": 0, "stop_min_lr": -1.0} | limits
     cfg = OmegaConf.create({"optimization": optimization, "checkpoint": {"patience": limits.get("patience", -1)}})
-    extra = {"codistill": {"patience": {"num_runs": 3}}, "previous_training_time": 2000, "train_iterator": {"epoch": 3}}
+    codistill = {"patience": {"num_runs": 3}, "lr": 5e-5}
+    extra = {"codistill": codistill, "previous_training_time": 2000, "train_iterator": {"epoch": 3}}
     assert has_finished(10, extra, cfg) == finished

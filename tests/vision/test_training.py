@@ -153,5 +153,5 @@ def test_one_process_for_two_models_is_an_error(tmp_path: Path) -> None:
 
 def test_an_output_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ValueError, match="cannot write there .* choose another --output-dir"):
+    with pytest.raises(ValueError, match="cannot write in .*file/model0 .*: choose another directory for the run"):
         run([*PLAIN, "--output-dir", str(tmp_path / "file")])

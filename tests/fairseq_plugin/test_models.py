@@ -1,0 +1,56 @@
+"""Models from descriptions, which may come from somebody else's file."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from codistill_ext.exchange import ModelDescription
+from codistill_ext.fairseq_models import build_described
+
+TASK = SimpleNamespace()  # none of these gets as far as asking it for anything
+
+
+def _description(name: str, **options: Any) -> ModelDescription:
+    return ModelDescription(name, {"structured": False, "options": {"_name": name, **options}})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"encoder_layers": "{code}"},
+        {"encoder_layers": ["3", {"deeper": "{code}"}]},
+        {"encoder_layers": {"{code}": 1}},
+    ],
+    ids=["text", "in a list", "as a name"],
+)
+def test_code_in_an_option_never_runs(tmp_path: Path, options: dict[str, Any]) -> None:
+    """fairseq's fconv evaluates its encoder_layers as Python."""
+    code = f"[(8, 3)] + [__import__('pathlib').Path({str(tmp_path / 'ran')!r}).touch()]"
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {filled(key): filled(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [filled(item) for item in value]
+        return value.replace("{code}", code) if isinstance(value, str) else value
+
+    shape = {"encoder_embed_dim": 8, "decoder_embed_dim": 8, "decoder_layers": "1", "decoder_out_embed_dim": 8}
+    with pytest.raises(ValueError, match="the peer's option encoder_layers is|the peer's option deeper is"):
+        build_described(_description("fconv", **shape, **filled(options)), TASK)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("os.system", {}, "'os.system' is not registered with fairseq"),
+        ("transformer", {}, "comes without its options"),
+        ("transformer", {"options": {"_name": "fconv"}}, "comes without its options"),
+        ("transformer", {"options": {"_name": "transformer"}}, "fairseq cannot build the peer's transformer"),
+    ],
+)
+def test_what_is_no_description_is_refused(name: str, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_described(ModelDescription(name, values), TASK)
