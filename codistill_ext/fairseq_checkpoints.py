@@ -126,7 +126,8 @@ def precision_state(optimizer: Any) -> dict[str, Any]:
 
     It keeps the model alone, in 16 bits, and would continue from master weights made of that.
     """
-    state: dict[str, Any] = {"masters": [master.detach() for master in _masters(optimizer)]}
+    masters = [master.detach() for master in _masters(optimizer)]
+    state: dict[str, Any] = {"optimizer": type(optimizer).__name__, "masters": masters}
     scaler = getattr(optimizer, "scaler", None)
     if scaler is not None:  # fairseq's own, or torch's
         state["scaler"] = scaler.state_dict() if hasattr(scaler, "state_dict") else _counters(scaler)
@@ -140,10 +141,12 @@ def load_precision_state(optimizer: Any, state: dict[str, Any]) -> None:
         ValueError: it is of another precision.
     """
     masters, scaler = _masters(optimizer), getattr(optimizer, "scaler", None)
-    then = ([master.numel() for master in state["masters"]], "scaler" in state)
-    now = ([master.numel() for master in masters], scaler is not None)
-    if then != now:
-        raise ValueError("this run was saved in another precision (--fp16, --bf16, --amp): resume it with the same")
+    then = (state["optimizer"], [master.numel() for master in state["masters"]])
+    if then != (type(optimizer).__name__, [master.numel() for master in masters]):
+        raise ValueError(
+            "this run was saved in another precision or with another optimizer (--fp16, --bf16, --amp, "
+            "--memory-efficient-fp16, --fp16-no-flatten-grads, --optimizer): resume it with the same"
+        )
     for master, saved in zip(masters, state["masters"], strict=True):
         master.data.copy_(saved)
     if scaler is None:

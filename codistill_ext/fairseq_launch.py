@@ -31,6 +31,7 @@ from codistill_ext.fairseq_models import plain_values
 from codistill_ext.fairseq_trainer import CodistillTrainer, replaced
 from codistill_ext.groups import ModelGroups
 from codistill_ext.rendezvous import INIT_METHOD
+from codistill_ext.resume import take_possession
 from codistill_ext.runlog import RunLog
 from codistill_ext.sampling import model_seed
 from codistill_ext.settings import read_settings, to_flags
@@ -203,6 +204,7 @@ def train_one_model(cfg: Any, **kwargs: Any) -> None:
     groups = ModelGroups.create(config, "cuda" if on_cuda else "cpu")
     settings = read_settings(config.settings, config.models)[groups.model_index]
     cfg = with_settings(cfg, groups.model_index, settings)
+    take_possession(Path(cfg.checkpoint.save_dir) / f"model{groups.model_index}", groups)
     log = RunLog(cfg.checkpoint.save_dir, groups)
     log.write_config(plain_values(OmegaConf.to_container(cfg, enum_to_str=True)))
     _describe_own_job(cfg, groups, seed)

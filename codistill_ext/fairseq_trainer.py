@@ -30,7 +30,6 @@ from codistill_ext.fairseq_checkpoints import (
 from codistill_ext.fairseq_models import build_described, describe_model, plain_values
 from codistill_ext.groups import ModelGroups
 from codistill_ext.parallel import CodistillParallel
-from codistill_ext.resume import take_possession
 from codistill_ext.runlog import RunLog
 from codistill_ext.sampling import data_seed
 
@@ -88,7 +87,6 @@ class CodistillTrainer(Trainer):
             raise ValueError("--write-checkpoints-asynchronously leaves no whole checkpoint_last.pt: leave it out")
         check_vocabularies(task, groups)
         super().__init__(cfg, task, model, criterion, quantizer)
-        take_possession(Path(cfg.checkpoint.save_dir), groups)
         self.files = CheckpointFiles(Path(cfg.checkpoint.save_dir), self.checkpoint_suffix)
         if not self.use_distributed_wrapper:
             assert groups.data_size == 1

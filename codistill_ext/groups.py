@@ -90,8 +90,9 @@ class ModelGroups:
             if group is not None:
                 # A rank may wait for a peer as long as the option says, and its model for it.
                 set_timeout(datetime.timedelta(seconds=config.timeout), group)
-                # The first use of an NCCL group needs all its ranks; the first exchange may be without some models.
-                dist.all_reduce(torch.zeros(1, device=device_type), group=group)
+                if dist.get_backend(group) == "nccl":
+                    # Its first use needs all its ranks, and the first exchange may be without some models.
+                    dist.all_reduce(torch.zeros(1, device="cuda"), group=group)
         return groups
 
     @property

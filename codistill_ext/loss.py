@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codistill_ext.config import CodistillConfig
-from codistill_ext.topk import TopK, binned
+from codistill_ext.topk import LEAST_LOGP, TopK, binned
 
 Target: TypeAlias = Tensor | TopK
 """What a student learns from: a peer's logits of shape (N, C), or the top of its distribution."""
@@ -51,7 +51,7 @@ def divergence(
     The divergences of distributions sum over the C outputs, ``mse`` takes their mean. With a
     temperature T both logits are divided by T and the result is multiplied by T^2, so that the
     gradient keeps its size. Of a teacher's top k both distributions are of k + 1 bins, the last of
-    which holds all other outputs. A row in which the teacher is NaN or infinite counts as 0: a
+    which holds all other outputs. A row in which the teacher is NaN or +infinite counts as 0: a
     model that diverges must not take its peers along.
 
     Args:
@@ -91,8 +91,8 @@ def _of_logits(student_NC: Tensor, teacher_NC: Tensor, kind: str, temperature: f
 def _of_distributions(student_logp: Tensor, teacher_logp: Tensor, kind: str) -> Tensor:
     """Divergence of each row, of log-probabilities of shape (N, C) or (N, B)."""
     lost_N = teacher_logp[:, 0].isnan()  # log_softmax makes all of such a row NaN
-    # Before the divergence too: behind it the gradient would be 0 * NaN.
-    teacher_logp = teacher_logp.masked_fill_(lost_N[:, None], 0.0)
+    # Before the divergence too: behind it the gradient would be 0 * NaN. And 0 log 0 is 0, not NaN.
+    teacher_logp = teacher_logp.nan_to_num_(nan=0.0, neginf=LEAST_LOGP)
     if kind == "kl_teacher_student":
         rows = F.kl_div(student_logp, teacher_logp, reduction="none", log_target=True).sum(dim=-1)
     elif kind == "kl_student_teacher":

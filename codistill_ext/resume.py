@@ -126,7 +126,7 @@ def agree(paths: Sequence[Path], describe: Describe, groups: ModelGroups) -> Sav
         have = "; ".join(f"model {index}: {' or '.join(map(str, found))}" for index, found in sorted(leads.items()))
         raise ValueError(
             f"the models were saved at different updates and no checkpoints of theirs belong together ({have}): check "
-            "that it is the right directory, shared by all nodes, and the same number of models, or begin a new run"
+            "that it is the right directory, shared by all nodes, or begin a new run"
         )
     own, newest = chosen[groups.model_index], leads[groups.model_index][0]
     if groups.is_lead and own != newest:

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 _BLOCK_ELEMENTS = 1 << 22  # logits that are worked on at a time for the bins: 16 MiB in float32
 _LEAST_MASS = torch.finfo(torch.float32).eps  # of the bin of the rest: below it 1 - sum is rounding
-_LEAST_LOGP = torch.finfo(torch.float16).min  # as far down as a 16-bit one goes; in place of log 0
+LEAST_LOGP = torch.finfo(torch.float16).min  # as far down as a 16-bit one goes; in place of log 0
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def binned(student_NC: Tensor, teacher: TopK, temperature: float) -> tuple[Tenso
             f"a top k needs log-probabilities and indices of shape ({len(student_NC)}, at most {outputs}), not "
             f"{tuple(teacher.logp_NK.shape)} and {tuple(index_NK.shape)}"
         )
-    teacher_logp = teacher.logp_NK.detach().float().clamp(min=_LEAST_LOGP)
+    teacher_logp = teacher.logp_NK.detach().float().clamp(min=LEAST_LOGP)
     if index_NK.size(1) == outputs:
         return F.log_softmax(student_NC.gather(1, index_NK).float() / temperature, dim=1), teacher_logp
     rest_N1 = 1 - teacher_logp.exp().sum(dim=1, keepdim=True)

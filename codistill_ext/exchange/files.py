@@ -7,6 +7,7 @@ A file is written whole, flushed and renamed, so a reader sees all of it or noth
 are kept. Its header says how to build the model, of what update it is, and a checksum.
 """
 
+import datetime
 import functools
 import hashlib
 import json
@@ -88,7 +89,7 @@ def read_weights(path: Path) -> WeightFile:
     """Read a file without running anything that it brings along.
 
     Raises:
-        UnusableFileError: it is damaged, of another format version, or holds numbers that are not finite.
+        UnusableFileError: it is damaged, of another format version, or holds NaN.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -100,8 +101,8 @@ def read_weights(path: Path) -> WeightFile:
             raise ValueError("its checksum does not fit its contents")
         _check_header(header, path)
         for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise ValueError(f"{name} has values that are not finite")
+            if tensor.isnan().any():  # a buffer may well be infinite, such as an attention mask
+                raise ValueError(f"{name} has values that are not numbers")
         return WeightFile(
             description=ModelDescription.from_json(header["description"]),
             update=header["update"],
@@ -147,7 +148,9 @@ class FileExchange(TeacherExchange):
     def _prepare(self) -> None:
         self.directory = Path(self.config.dir)
         self._own = self.directory / f"model{self.groups.model_index}"
-        self._control: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._control: Any = None
+        if dist.is_initialized():
+            self._control = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=self.config.timeout))
         self._seen: dict[int, tuple[str, int]] = {}
         self._finished: set[int] = set()
         self._continued = False
@@ -232,8 +235,7 @@ class FileExchange(TeacherExchange):
             except (UnusableFileError, OSError) as error:
                 self._complain(peer, error)
                 continue
-            if found.finished:
-                self._finished.add(peer)
+            (self._finished.add if found.finished else self._finished.discard)(peer)  # it may go on after all
             arrivals[peer] = FileArrival(
                 stamp=found.update, taken_at=found.taken_at, description=found.description, file=found, path=path
             )

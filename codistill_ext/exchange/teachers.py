@@ -71,7 +71,8 @@ class Teacher:
         """The lowest precision that is safe: 16 bits on a GPU, elsewhere if the student does with them."""
         dtype = _AUTOCAST.get(self._precision)
         if self._precision == "auto" and self._parameter_dtype.itemsize > 2:  # else it has 16 bits as it is
-            dtype = students
+            # On a CPU float16 overflows and is slow.
+            dtype = torch.bfloat16 if students is torch.float16 else students
             if self._device.type == "cuda":
                 dtype = torch.float16
                 if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -125,6 +126,7 @@ class TeacherExchange(Exchange):
         self.description = description
         self.packer = WeightPacker(module, half=config.encoding == "half")
         self.teachers: dict[int, Teacher] = {}
+        self._candidates: dict[int, Teacher] = {}  # built to see whether weights fit, not in use
         self.device = next(module.parameters()).device
         self._build_peer = build_peer
         self._worker = BackgroundWorker("codistill-weights")
@@ -155,16 +157,17 @@ class TeacherExchange(Exchange):
         Raises:
             ValueError: it cannot be built.
         """
-        teacher = self.teachers.get(peer)
-        if teacher is not None and teacher.description == description:
-            return teacher
+        for built in self.teachers, self._candidates:
+            if peer in built and built[peer].description == description:
+                return built[peer]
         if description == self.description:
             module = copy.deepcopy(self.module)
         else:
             devices = [self.device] if self.device.type == "cuda" else []
             with torch.random.fork_rng(devices):  # initial weights must not disturb the student's dropout
                 module = self._build_peer(description).to(self.device)
-        return Teacher(module, description, self.config)
+        self._candidates[peer] = Teacher(module, description, self.config)
+        return self._candidates[peer]
 
     def teacher_of(self, peer: int, description: ModelDescription) -> Teacher:
         """The peer's teacher; a new one takes its place if the peer is another architecture than before.
@@ -173,6 +176,7 @@ class TeacherExchange(Exchange):
             ValueError: it cannot be built.
         """
         self.teachers[peer] = self.teacher_for(peer, description)
+        self._candidates.pop(peer, None)
         return self.teachers[peer]
 
     def targets(self, batch: Batch, *, update: int, wanted: bool) -> list[Any]:

@@ -203,10 +203,10 @@ def test_a_header_changed_behind_its_checksum_is_refused(tmp_path: Path) -> None
         read_weights(path)
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+def test_weights_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
     module = Net()
     torch.nn.init.constant_(module.last.bias, math.nan)
-    with pytest.raises(UnusableFileError, match="last.bias has values that are not finite"):
+    with pytest.raises(UnusableFileError, match="last.bias has values that are not numbers"):
         read_weights(_write(tmp_path, module, "tests.naive.Net"))
 
 

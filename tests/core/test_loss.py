@@ -231,3 +231,19 @@ def test_rows_in_which_the_teacher_is_not_finite_teach_nothing(kind: str, k: int
     (expected,) = torch.autograd.grad(divergence(student[:2], targets[1], kind, reduction="sum"), student)
     torch.testing.assert_close(gradient, expected)
     assert not gradient[2:].any()
+
+
+@pytest.mark.parametrize("kind", ["kl_teacher_student", "kl_student_teacher", "cross_entropy"])
+def test_an_output_that_the_teacher_excludes_has_no_probability(kind: str) -> None:
+    student = torch.tensor([[0.0, 0.0, math.log(2.0)]], requires_grad=True)  # 1/4, 1/4, 1/2
+    teacher = torch.tensor([[-math.inf, 0.0, math.log(3.0)]])  # 0, 1/4, 3/4
+    value = divergence(student, teacher, kind)
+    expected = {
+        "kl_teacher_student": 0.75 * math.log(1.5),
+        # 16 bits' least log-probability stands for log 0
+        "kl_student_teacher": 0.25 * (math.log(0.25) + 65504) + 0.5 * math.log(0.5 / 0.75),
+        "cross_entropy": 0.25 * math.log(4) + 0.75 * math.log(2),
+    }
+    assert value.item() == pytest.approx(expected[kind], rel=1e-5)
+    value.backward()
+    assert student.grad is not None and student.grad.isfinite().all()

@@ -98,6 +98,33 @@ def test_a_run_stopped_and_made_longer_ends_with_the_same_bits(data_bin: Path, t
         assert same_bits(tmp_path / f"whole/model{index}" / LAST, tmp_path / f"parts/model{index}" / LAST)
 
 
+def test_uneven_shards_and_a_short_last_update(data_bin: Path, tmp_path: Path) -> None:
+    """An odd number of batches: the second rank of each model ends an epoch with fairseq's dummy batch."""
+    launch = tmp_path / "launch.py"
+    launch.write_text(
+        "import os\n"
+        "from fairseq.trainer import Trainer\n"
+        "from fairseq_cli import train\n"
+        "prepare = Trainer._prepare_sample\n"
+        "def reported(self, sample, is_dummy=False):\n"
+        "    if is_dummy and self.model.training:\n"
+        "        print('dummy batch on rank', os.environ['RANK'], flush=True)\n"
+        "    return prepare(self, sample, is_dummy)\n"
+        "Trainer._prepare_sample = reported\n"
+        "train.cli_main()\n"
+    )
+    options = ["--max-epoch", "2", "--update-freq", "3", "--codistill-timeout", "60", "--log-interval", "1"]
+    options += ["--save-dir", str(tmp_path / "run"), "--no-epoch-checkpoints"]
+    command = [*torchrun(4, str(launch)), str(data_bin), "--user-dir", "codistill_ext", *SMALL, *TWO, *options]
+    output = run(command)
+    assert set(re.findall(r"dummy batch on rank (\d)", output)) == {"1", "3"}
+    (batches,) = {int(count) for count in re.findall(r"epoch 001: +\d+ / (\d+) ", output)}
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert [model["updates"] for model in summary["models"]] == [2 * batches, 2 * batches]
+    sent, received = summary["models"][0]["traffic"], summary["models"][1]["traffic"]
+    assert sent["sent/predictions"] == received["received/predictions"] > 0
+
+
 def test_gradients_that_are_not_numbers_end_the_job_with_their_message(data_bin: Path, tmp_path: Path) -> None:
     """fairseq then repeats the batch on one model alone, to find the layer: without the peers."""
     launch = tmp_path / "launch.py"
