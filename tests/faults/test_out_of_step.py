@@ -35,11 +35,10 @@ def _run_whole_and_killed(
 @pytest.mark.parametrize(
     ("own", "updates", "exchange"),
     [
-        ("{max_update: 4}", 4, []),
         ("{patience: 1, lr: 0}", 4, CHECKPOINTS),  # its validation never gets better
         ("{stop_time_hours: 1.0e-9}", 1, []),
     ],
-    ids=["shorter", "early stopping", "stop-time"],
+    ids=["early stopping", "stop-time"],
 )
 def test_a_model_ends_and_the_other_goes_on_also_after_a_kill(
     data_bin: Path, tmp_path: Path, own: str, updates: int, exchange: list[str]
