@@ -4,10 +4,10 @@
 #   bash recipes/differing/vision.sh [more options of vision.train]
 #
 # The paper has no figure for it (it is one of the talk's extensions). 160 epochs as He et al. 2016 take days on two
-# CPU cores and were not run; `--epochs 1 --max-updates 100` (2 minutes) ended at 34 and 35 % top-1. Without the warm-up, at a rate of 0.1 from the
-# first update on, both models came to predict every class alike within 100 updates, and were still there after 200.
-# Compare with each model alone: `--codistill-models 1 --model resnet20` and `--model resnet56`, which reached 91.25 % and
-# 93.03 % in He et al., table 6.
+# CPU cores and were not run; `--epochs 1 --max-updates 100` (2 minutes) ended at 34 and 35 % top-1. Without the
+# warm-up, at a rate of 0.1 from the first update on, both models came to predict every class alike within 100 updates,
+# and were still there after 200. Compare with each model alone: `--codistill-models 1 --model resnet20` and
+# `--model resnet56`, which reached 91.25 % and 93.03 % in He et al., table 6.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 source "$ROOT/recipes/lib/venv.sh"
