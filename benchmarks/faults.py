@@ -23,11 +23,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from tests.commands import ROOT, environment, torchrun
 from tests.fairseq_plugin.commands import CRITERION, SMALL
 from tests.faults.states import assert_same_run
 from tests.vision.small import PLAIN
 
-ROOT = Path(__file__).parents[1]
 EXCHANGES = {
     "predictions": [],
     "checkpoints": ["--codistill-exchange", "checkpoints", "--codistill-period", "4", "--codistill-lag", "2"],
@@ -118,14 +118,13 @@ class Job:
     """torchrun and what it started."""
 
     def __init__(self, options: list[str], restarts: int) -> None:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
         self._log = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
-            [*launcher, "--max-restarts", str(restarts), "tests/faults/job.py", *options],
+            torchrun(RANKS, "--max-restarts", str(restarts), "tests/faults/job.py", *options),
             stdout=self._log,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            env=environment(),
         )
 
     def last_words(self) -> str:

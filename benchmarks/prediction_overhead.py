@@ -38,9 +38,9 @@ def main() -> None:
     alone = CodistillParallel(module, groups, CodistillConfig(models=config.models, alpha=0.0))
     coupled = CodistillParallel(module, groups, config)
 
-    def block(way: str, seed: int, steps: int) -> list[float]:
+    def block(way: str, seed: int) -> list[float]:
         generator = torch.Generator().manual_seed(seed)
-        data = [draw(args.batch_size, generator) for _ in range(steps)]
+        data = [draw(args.batch_size, generator) for _ in range(args.steps)]
         model = coupled if way == "coupled" else alone
         meet = dist.barrier if way == "meeting" else nothing
         dist.barrier()
@@ -50,7 +50,7 @@ def main() -> None:
     for turn in range(-1, args.rounds):  # the first round warms up
         for place in range(len(WAYS)):
             way = WAYS[(turn + place) % len(WAYS)]
-            taken = block(way, turn + 1, args.steps)
+            taken = block(way, turn + 1)
             if turn >= 0:
                 seconds[way].append(taken)
     medians = {way: statistics.median(step for taken in blocks for step in taken) for way, blocks in seconds.items()}

@@ -173,8 +173,12 @@ class CodistillTrainer(Trainer):
     def consolidate_optimizer(self) -> None:
         """fairseq calls it on all ranks before the lead saves: the place for what all must do."""
         super().consolidate_optimizer()
-        own = {"patience": patience_state(), "valid": self.valid_stats, "lr": float(self.get_lr())}
-        own |= {"precision": precision_state(self.optimizer)}
+        own = {
+            "patience": patience_state(),
+            "precision": precision_state(self.optimizer),
+            "lr": float(self.get_lr()),
+            "valid": self.valid_stats,
+        }
         self._codistill_state = self.model.codistill_state_dict() | own
 
     def state_dict(self) -> dict[str, Any]:

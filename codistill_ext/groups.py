@@ -141,19 +141,11 @@ class ModelGroups:
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, by rank. Every rank of the job must call it."""
-        if self.world_size == 1:
-            return [value]
-        everyone: list[Any] = [None] * self.world_size
-        dist.all_gather_object(everyone, value)
-        return everyone
+        return _gather(value, self.world_size, group=None)
 
     def gather_in_model(self, value: Any) -> list[Any]:
         """The value of every rank of this model, by data-parallel rank. Every rank of the model must call it."""
-        if self.model_group is None:
-            return [value]
-        everyone: list[Any] = [None] * self.data_size
-        dist.all_gather_object(everyone, value, group=self.model_group)
-        return everyone
+        return _gather(value, self.data_size, group=self.model_group)
 
     def wait_for_all(self) -> None:
         """Wait until every rank of the job has come here, however long the other models train."""
@@ -167,3 +159,11 @@ class ModelGroups:
         votes = torch.tensor([float(flag)], device=device)
         dist.all_reduce(votes, op=dist.ReduceOp.MIN, group=self.model_group)
         return not math.isclose(votes.item(), 0.0)
+
+
+def _gather(value: Any, size: int, *, group: dist.ProcessGroup | None) -> list[Any]:
+    if size == 1:
+        return [value]
+    everyone: list[Any] = [None] * size
+    dist.all_gather_object(everyone, value, group=group)
+    return everyone

@@ -34,6 +34,8 @@ FORMAT_VERSION = 2
 _KEPT_FILES = 3
 _DIGITS = 10  # of the update in a file's name
 _LOOK_AGAIN_S = 0.5
+# What a file that somebody else made can bring about; deeply nested JSON is a RuntimeError.
+_UNREADABLE = (OSError, KeyError, TypeError, ValueError, OverflowError, RuntimeError, safetensors.SafetensorError)
 
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,10 @@ class FileArrival(Arrival):
 
     file: WeightFile
     path: Path
+
+
+def _file_name(update: int) -> str:
+    return f"{update:0{_DIGITS}d}.safetensors"
 
 
 def _files_in(directory: Path) -> list[Path]:
@@ -110,10 +116,7 @@ def read_weights(path: Path) -> WeightFile:
             finished=header["finished"],
             tensors=tensors,
         )
-    except (
-        *(OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError, RuntimeError),
-        safetensors.SafetensorError,
-    ) as error:
+    except _UNREADABLE as error:
         raise UnusableFileError(f"{path}: {error}") from error
 
 
@@ -122,7 +125,7 @@ def _check_header(header: Mapping[str, Any], path: Path) -> None:
     for name, kind in ("update", int), ("taken_at", float), ("finished", bool), ("description", str):
         if type(header[name]) is not kind:
             raise ValueError(f"{name} in its header should be of type {kind.__name__}, but is {header[name]!r:.40}")
-    if f"{header['update']:0{_DIGITS}d}" != path.stem:
+    if _file_name(header["update"]) != path.name:
         raise ValueError(f"its header says update {header['update']}, unlike its name")
     if not math.isfinite(header["taken_at"]):
         raise ValueError(f"taken_at in its header is {header['taken_at']}")
@@ -214,7 +217,7 @@ class FileExchange(TeacherExchange):
 
     def _publish(self, row: Tensor, update: int, *, finished: bool) -> None:
         size = write_weights(
-            self._own / f"{update:0{_DIGITS}d}.safetensors",
+            self._own / _file_name(update),
             self.packer.views(row),
             self.description,
             seed=torch.initial_seed(),
@@ -302,6 +305,6 @@ class FileExchange(TeacherExchange):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._seen = {peer: (name, written_at) for peer, (name, written_at) in state["seen"].items()}
+        self._seen = dict(state["seen"])
         self._finished = set(state["finished"])
         self._continued = True

@@ -44,10 +44,16 @@ class Teacher:
         self.packer = WeightPacker(self.module, half=config.encoding == "half")
         self.stamp: int | None = None
         self.taken_at = 0.0
-        self._precision = config.teacher_precision
         self._forward: Callable[..., Any] = torch.compile(self.module) if config.teacher_compile else self.module
         parameter = next(self.module.parameters())
-        self._device, self._parameter_dtype = parameter.device, parameter.dtype
+        self._device = parameter.device
+        self._autocast_dtype = _AUTOCAST.get(config.teacher_precision)
+        # A model of 16-bit parameters has its precision already.
+        decides = config.teacher_precision == "auto" and parameter.dtype.itemsize > 2
+        self._follows_student = decides and self._device.type != "cuda"
+        if decides and self._device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+            self._autocast_dtype = torch.bfloat16 if native else torch.float16
 
     def load(self, arrival: "Arrival") -> None:
         assert arrival.row is not None
@@ -69,14 +75,9 @@ class Teacher:
 
     def _autocast(self, students: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
         """The lowest precision that is safe: 16 bits on a GPU, elsewhere if the student does with them."""
-        dtype = _AUTOCAST.get(self._precision)
-        if self._precision == "auto" and self._parameter_dtype.itemsize > 2:  # else it has 16 bits as it is
-            # On a CPU float16 overflows and is slow.
+        dtype = self._autocast_dtype
+        if self._follows_student:  # but on a CPU float16 overflows and is slow
             dtype = torch.bfloat16 if students is torch.float16 else students
-            if self._device.type == "cuda":
-                dtype = torch.float16
-                if torch.cuda.is_bf16_supported(including_emulation=False):
-                    dtype = torch.bfloat16
         # None also switches off an autocast that the caller is in.
         return torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None)
 

@@ -135,10 +135,15 @@ def test_a_damaged_file_is_named_and_the_last_good_teacher_kept(
     assert first.model.exchange.teachers[1].stamp == 2
 
 
+def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """As they cross, the tied ones once."""
+    return {key: value for key, value in module.state_dict().items() if key != "third.weight"}
+
+
 def _write(tmp_path: Path, module: torch.nn.Module, name: str, update: int = 2) -> Path:
     path = tmp_path / "model1" / f"{update:010d}.safetensors"
     description = ModelDescription(name, {})
-    tensors = {key: value for key, value in module.state_dict().items() if key != "third.weight"}
+    tensors = _tensors(module)
     write_weights(path, tensors, description, seed=0, finished=False, update=update)
     return path
 
@@ -167,7 +172,7 @@ def test_what_does_not_fit_is_refused(
 
 def _sealed(path: Path, header: dict[str, Any], module: torch.nn.Module) -> None:
     """A file whose checksum is right, whatever its header says."""
-    tensors = {key: value for key, value in module.state_dict().items() if key != "third.weight"}
+    tensors = _tensors(module)
     header |= {"version": files.FORMAT_VERSION, "description": '{"name": "tests.naive.Net", "values": {}}'}
     header["sha256"] = files._checksum(header, tensors)
     path.parent.mkdir(parents=True, exist_ok=True)

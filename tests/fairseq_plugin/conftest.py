@@ -1,11 +1,11 @@
 """A small data-bin of real sentence pairs, made once."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.commands import run
 from translation.corpus import read_pairs, shipped_prefix
 
 PAIRS = {"train": 600, "valid": 60, "test": 40}
@@ -20,5 +20,5 @@ def data_bin(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / f"{split}.{language}").write_text("\n".join(sentences) + "\n")
     prefixes = [f"--{split}-prefix={folder / split}" for split in PAIRS]
     command = [sys.executable, "-m", "translation.prepare", "--dest", str(folder / "bin"), "--vocab-size", "500"]
-    subprocess.run([*command, *prefixes], check=True, timeout=240)
+    run([*command, *prefixes])
     return folder / "bin"

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from codistill_ext.storage import load_checkpoint
+from tests.states import without
 from vision import datasets
 from vision.options import build_parser, parse_options
 from vision.run import prepare
@@ -56,7 +57,7 @@ def final_state(directory: Path, model: int = 0) -> dict[str, Any]:
     """The last checkpoint without what time and place leave in it."""
     state: dict[str, Any] = load_checkpoint(directory / f"model{model}" / "checkpoint.pt")
     del state["seconds"]
-    return state
+    return without(state, ("taken_at",))
 
 
 def write_folders(root: Path, *, train: int = 6, val: int = 4, size: int = 40) -> None:
