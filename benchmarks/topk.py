@@ -28,7 +28,7 @@ from torch import Tensor
 
 from codistill_ext import CodistillConfig, divergence
 from codistill_ext.config import ENCODINGS
-from codistill_ext.exchange.encoding import Encoding, build_encoding
+from codistill_ext.exchange.wire.encoding import Encoding, build_encoding
 from codistill_ext.loss import Target
 
 

@@ -2,7 +2,9 @@
 
 import datetime
 import math
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,7 @@ from torch.distributed.distributed_c10d import set_timeout
 from codistill_ext.config import CodistillConfig
 
 MODEL_DIM, DATA_DIM = "model", "data"
+Answer = TypeVar("Answer")
 _FOREVER = datetime.timedelta(days=365)
 
 
@@ -30,6 +33,11 @@ def place_ranks(world_size: int, models: int, placement: str = "contiguous") -> 
     if placement == "contiguous":
         return ranks.view(models, -1)
     return ranks.view(-1, models).T.contiguous()
+
+
+def model_directory(directory: Path, model_index: int) -> Path:
+    """Where, under the directory of a run or of an exchange, what belongs to one model is kept."""
+    return directory / f"model{model_index}"
 
 
 class ModelGroups:
@@ -142,6 +150,28 @@ class ModelGroups:
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, by rank. Every rank of the job must call it."""
         return _gather(value, self.world_size, group=None)
+
+    def ask_leads(self, question: Callable[[], Answer]) -> dict[int, Answer]:
+        """What the lead of each model answers, by model. Every rank of the job must call it.
+
+        Raises:
+            ValueError: on every rank, when ``question`` raised a ValueError or an OSError on a lead: its words.
+        """
+        answers: dict[int, Answer] = {}
+        mine: tuple[Answer | None, str | None] | None = None
+        if self.is_lead:
+            try:
+                mine = question(), None
+            except (ValueError, OSError) as error:
+                mine = None, str(error)
+        for index, found in self.gather((self.model_index, mine)):
+            if found is None:  # not a lead
+                continue
+            answer, problem = found
+            if problem is not None:
+                raise ValueError(problem)
+            answers[index] = answer
+        return answers
 
     def gather_in_model(self, value: Any) -> list[Any]:
         """The value of every rank of this model, by data-parallel rank. Every rank of the model must call it."""

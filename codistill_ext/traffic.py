@@ -1,33 +1,11 @@
-"""Bytes between models, as one rank sees them: predicted from the configuration, and counted while running."""
+"""Bytes between models as one rank sees them, predicted from the configuration.
 
-from collections import Counter
+They are the bytes that ``exchange/wire/counter.py`` counts while running.
+"""
 
 from codistill_ext.config import CodistillConfig
+from codistill_ext.exchange.wire.encoding import build_encoding
 from codistill_ext.topology import students_of
-
-KINDS = ("predictions", "weights", "control")
-
-
-class TrafficCounter:
-    """Counts what this rank sends to and receives from other models, by kind."""
-
-    def __init__(self) -> None:
-        self.sent: Counter[str] = Counter()
-        self.received: Counter[str] = Counter()
-
-    def to_dict(self) -> dict[str, int]:
-        """Bytes since the start, as flat keys such as ``sent/predictions``."""
-        return {f"sent/{kind}": self.sent[kind] for kind in KINDS} | {
-            f"received/{kind}": self.received[kind] for kind in KINDS
-        }
-
-    def state_dict(self) -> dict[str, int]:
-        return self.to_dict()
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        for kind in KINDS:
-            self.sent[kind] = state[f"sent/{kind}"]
-            self.received[kind] = state[f"received/{kind}"]
 
 
 def predicted_predictions(config: CodistillConfig, model_index: int, *, rows: int, outputs: int) -> dict[str, int]:
@@ -36,8 +14,6 @@ def predicted_predictions(config: CodistillConfig, model_index: int, *, rows: in
     Args:
         rows: positions that count, of this rank's mini-batch.
     """
-    from codistill_ext.exchange.encoding import build_encoding  # exchanges count with this module
-
     size = build_encoding(config).payload_bytes(rows, outputs)
     return {
         "sent/predictions": size * len(students_of(config.peers, model_index)),

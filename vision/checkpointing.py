@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from codistill_ext.groups import ModelGroups
-from codistill_ext.resume import Saved, agree, make_current
-from codistill_ext.storage import load_whole, previous_path, save_checkpoint
+from codistill_ext.groups import ModelGroups, model_directory
+from codistill_ext.job.resume import Saved, agree, make_current
+from codistill_ext.job.storage import load_whole, previous_path, save_checkpoint
 from vision.datasets import Data
 
 # What must be the same for a resumed run to be the same run.
@@ -21,18 +21,17 @@ _FIXED = (
     "momentum weight_decay norm_weight_decay epochs lr lr_scheduler lr_milestones lr_gamma lr_min "
     "lr_warmup_epochs lr_warmup_decay"
 ).split()
-_FIXED_IN_TESTS = ("dataset", "model", "models", "classes")
+_FIXED_IN_TESTS = ("dataset", "model", "classes")
 
 
 def checkpoint_path(directory: Path, model_index: int) -> Path:
-    return directory / f"model{model_index}" / "checkpoint.pt"
+    return model_directory(directory, model_index) / "checkpoint.pt"
 
 
-def identity(args: argparse.Namespace, groups: ModelGroups, data: Data) -> dict[str, Any]:
-    """The options, the layout and the data that a checkpoint belongs to."""
+def identity(args: argparse.Namespace, data: Data) -> dict[str, Any]:
+    """The options and the data that a checkpoint belongs to; the coupling checks models and ranks itself."""
     values = {name: getattr(args, name) for name in _FIXED}
-    layout = {"models": groups.num_models, "ranks_a_model": groups.data_size}
-    return values | layout | {"classes": data.num_classes, "training_samples": len(data.train)}
+    return values | {"classes": data.num_classes, "training_samples": len(data.train)}
 
 
 def save(path: Path, state: dict[str, Any], groups: ModelGroups, device: torch.device) -> None:
@@ -71,7 +70,7 @@ def load(directory: Path, groups: ModelGroups, *, continued: bool) -> dict[str, 
 
 
 def _describe(path: Path, state: dict[str, Any]) -> Saved:
-    return Saved(path=path, update=state["update"], cut=state["update"], models=state["identity"]["models"])
+    return Saved(path=path, update=state["update"], cut=state["update"], models=state["codistill"]["config"]["models"])
 
 
 def check_identity(saved: dict[str, Any], now: dict[str, Any], *, test_only: bool) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from codistill_ext.storage import write_atomically
+from codistill_ext.exchange.wire.whole_files import write_atomically
 from vision.cifar10_sources import SOURCES, FetchError
 
 # Of the pictures and labels themselves, so it holds for every source and every file format.

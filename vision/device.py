@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from codistill_ext.rendezvous import INIT_METHOD
+from codistill_ext.job.rendezvous import INIT_METHOD
 
 
 @dataclass(frozen=True, kw_only=True)

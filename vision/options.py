@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codistill_ext.config import CodistillConfig
-from codistill_ext.settings import read_settings, to_flags
+from codistill_ext.job.settings import read_settings, to_flags
 from vision.checks import check_options
 
 DATASETS = ("imagenet", "cifar10")

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from codistill_ext.config import CodistillConfig
-from codistill_ext.groups import ModelGroups
-from codistill_ext.resume import take_possession
-from codistill_ext.runlog import RunLog
+from codistill_ext.groups import ModelGroups, model_directory
+from codistill_ext.job.resume import take_possession
+from codistill_ext.job.runlog import RunLog
 from vision import checkpointing
 from vision.datasets import Data, load_data
 from vision.device import Place, start_process_group
@@ -53,7 +53,7 @@ def prepare(options: Options) -> Callable[[], None]:
     groups = ModelGroups.create(config, place.device.type)
     args = options.models[groups.model_index]
     if not args.test_only:
-        take_possession(args.output_dir / f"model{groups.model_index}", groups)
+        take_possession(model_directory(args.output_dir, groups.model_index), groups)
     saved = _load_saved(args, groups)
     setting = Setting(
         args=args, seed=options.args.seed, config=config, place=place, data=data, groups=groups, saved=saved
@@ -87,7 +87,7 @@ def _refuse_to_overwrite(args: argparse.Namespace, groups: ModelGroups) -> None:
 def _prepare_test(setting: Setting) -> Callable[[], None]:
     args, data, groups, place = setting.args, setting.data, setting.groups, setting.place
     assert setting.saved is not None
-    now = checkpointing.identity(args, groups, data)
+    now = checkpointing.identity(args, data)
     checkpointing.check_identity(setting.saved["identity"], now, test_only=True)
     module = build_model(args.model, num_classes=data.num_classes, image_sizes=data.image_sizes)
     module.load_state_dict(setting.saved["model"])

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from codistill_ext.config import CodistillConfig
 from codistill_ext.groups import ModelGroups
+from codistill_ext.job.runlog import RunLog
 from codistill_ext.parallel import CodistillParallel
-from codistill_ext.runlog import RunLog
 from codistill_ext.sampling import CodistillSampler, model_seed, sample_seed
 from vision import checkpointing
 from vision.averages import Averages
@@ -192,7 +192,7 @@ class Trainer:
     def save(self) -> None:
         """All ranks of all models must call it at the same update."""
         state = {
-            "identity": checkpointing.identity(self.args, self.groups, self.data),
+            "identity": checkpointing.identity(self.args, self.data),
             "update": self.progress.update,
             "progress": asdict(self.progress),
             "seconds": self.seconds,
@@ -208,7 +208,7 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint of this model; what follows is what would have followed."""
-        now = checkpointing.identity(self.args, self.groups, self.data)
+        now = checkpointing.identity(self.args, self.data)
         checkpointing.check_identity(state["identity"], now, test_only=False)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

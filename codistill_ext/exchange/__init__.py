@@ -1,13 +1,16 @@
-"""How knowledge gets from a peer to this model: one file a way, ``base.py`` says what they promise."""
+"""How knowledge gets from a peer to this model: one file a way, ``base.py`` says what they promise.
+
+May import ``wire/`` and the method's words; ``parallel.py`` alone builds an exchange.
+"""
 
 from torch import nn
 
 from codistill_ext.config import CodistillConfig
 from codistill_ext.exchange.base import Batch, Exchange
 from codistill_ext.exchange.checkpoints import CheckpointExchange
-from codistill_ext.exchange.description import ModelDescription, PeerBuilder, copies_only, describe_class
 from codistill_ext.exchange.files import FileExchange
 from codistill_ext.exchange.predictions import PredictionExchange
+from codistill_ext.exchange.wire.description import ModelDescription, PeerBuilder, copies_only, describe_class
 from codistill_ext.groups import ModelGroups
 
 __all__ = [

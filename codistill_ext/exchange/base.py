@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from codistill_ext.config import CodistillConfig
+from codistill_ext.exchange.wire.counter import TrafficCounter
 from codistill_ext.groups import ModelGroups
 from codistill_ext.loss import Target
-from codistill_ext.traffic import TrafficCounter
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from codistill_ext.errors import CoordinationError
 from codistill_ext.exchange.base import Batch
-from codistill_ext.exchange.channel import Channel, Header
-from codistill_ext.exchange.description import ModelDescription
-from codistill_ext.exchange.teachers import Arrival, TeacherExchange
+from codistill_ext.exchange.periodic import PeriodicExchange
+from codistill_ext.exchange.teachers import Arrival
+from codistill_ext.exchange.wire.channel import Channel, Header
+from codistill_ext.exchange.wire.description import ModelDescription
 from codistill_ext.sampling import fingerprint
 from codistill_ext.topology import students_of
 
 
-class CheckpointExchange(TeacherExchange):
+class CheckpointExchange(PeriodicExchange):
     """Weights cross from host memory over gloo, so nothing of it is queued among the device's collectives.
 
     Of a model with g ranks each sends and receives 1/g of the bytes to its counterparts; the rest

@@ -4,56 +4,39 @@
     DIR/model1/...
 
 A file is written whole, flushed and renamed, so a reader sees all of it or nothing; the last few
-are kept. Its header says how to build the model, of what update it is, and a checksum.
+are kept.
 """
 
 import datetime
 import functools
-import hashlib
-import json
 import logging
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from codistill_ext.errors import PeerTimeoutError
-from codistill_ext.exchange.description import ModelDescription
-from codistill_ext.exchange.teachers import Arrival, Flight, TeacherExchange, done
-from codistill_ext.storage import write_bytes
+from codistill_ext.exchange.periodic import Flight, PeriodicExchange, done
+from codistill_ext.exchange.teachers import Arrival
+from codistill_ext.exchange.wire.weight_file import (
+    UnusableFileError,
+    WeightFile,
+    file_name,
+    files_in,
+    read_weights,
+    write_weights,
+)
+from codistill_ext.groups import model_directory
 
-FORMAT_VERSION = 2
 _KEPT_FILES = 3
-_DIGITS = 10  # of the update in a file's name
 _LOOK_AGAIN_S = 0.5
-# What a file that somebody else made can bring about; deeply nested JSON is a RuntimeError.
-_UNREADABLE = (OSError, KeyError, TypeError, ValueError, OverflowError, RuntimeError, safetensors.SafetensorError)
-
 
 logger = logging.getLogger(__name__)
-
-
-class UnusableFileError(ValueError):
-    """A file of weights that cannot be used; names it and why."""
-
-
-@dataclass(frozen=True)
-class WeightFile:
-    """What a file holds, checked against its checksum but not against any architecture."""
-
-    description: ModelDescription
-    update: int
-    taken_at: float
-    finished: bool
-    tensors: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,83 +47,7 @@ class FileArrival(Arrival):
     path: Path
 
 
-def _file_name(update: int) -> str:
-    return f"{update:0{_DIGITS}d}.safetensors"
-
-
-def _files_in(directory: Path) -> list[Path]:
-    """The files of weights of one model, oldest first."""
-    return sorted(directory.glob(f"{'[0-9]' * _DIGITS}.safetensors"))
-
-
-def write_weights(
-    path: Path, tensors: Mapping[str, Tensor], description: ModelDescription, *, seed: int, finished: bool, update: int
-) -> int:
-    """Write a file whole or not at all; its size in bytes."""
-    header: dict[str, Any] = {
-        "version": FORMAT_VERSION,
-        "description": description.to_json(),
-        "update": update,
-        "taken_at": time.time(),
-        "seed": seed,
-        "finished": finished,
-    }
-    header["sha256"] = _checksum(header, tensors)
-    data = safetensors.torch.save(dict(tensors), metadata={"codistill": json.dumps(header)})
-    write_bytes(path, data)
-    return len(data)
-
-
-def read_weights(path: Path) -> WeightFile:
-    """Read a file without running anything that it brings along.
-
-    Raises:
-        UnusableFileError: it is damaged, of another format version, or holds NaN.
-    """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["codistill"])
-            if header["version"] != FORMAT_VERSION:
-                raise ValueError(f"its format version is {header['version']}, this program reads {FORMAT_VERSION}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-        if _checksum({key: value for key, value in header.items() if key != "sha256"}, tensors) != header["sha256"]:
-            raise ValueError("its checksum does not fit its contents")
-        _check_header(header, path)
-        for name, tensor in tensors.items():
-            if tensor.isnan().any():  # a buffer may well be infinite, such as an attention mask
-                raise ValueError(f"{name} has values that are not numbers")
-        return WeightFile(
-            description=ModelDescription.from_json(header["description"]),
-            update=header["update"],
-            taken_at=header["taken_at"],
-            finished=header["finished"],
-            tensors=tensors,
-        )
-    except _UNREADABLE as error:
-        raise UnusableFileError(f"{path}: {error}") from error
-
-
-def _check_header(header: Mapping[str, Any], path: Path) -> None:
-    """Whoever makes a file can also make its checksum, so nothing in it is taken for granted."""
-    for name, kind in ("update", int), ("taken_at", float), ("finished", bool), ("description", str):
-        if type(header[name]) is not kind:
-            raise ValueError(f"{name} in its header should be of type {kind.__name__}, but is {header[name]!r:.40}")
-    if _file_name(header["update"]) != path.name:
-        raise ValueError(f"its header says update {header['update']}, unlike its name")
-    if not math.isfinite(header["taken_at"]):
-        raise ValueError(f"taken_at in its header is {header['taken_at']}")
-
-
-def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-class FileExchange(TeacherExchange):
+class FileExchange(PeriodicExchange):
     """This job publishes its model every ``period`` updates and reads the newest file of each peer.
 
     No peer is needed for this job to go on: one that is late, or gone, teaches with its last
@@ -150,7 +57,7 @@ class FileExchange(TeacherExchange):
 
     def _prepare(self) -> None:
         self.directory = Path(self.config.dir)
-        self._own = self.directory / f"model{self.groups.model_index}"
+        self._own = model_directory(self.directory, self.groups.model_index)
         self._control: Any = None
         if dist.is_initialized():
             self._control = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=self.config.timeout))
@@ -169,7 +76,7 @@ class FileExchange(TeacherExchange):
     def _refuse_another_run(self, update: int) -> None:
         """Before the first step: files of another run would teach, and hide this run's."""
         self._checked = True
-        files = _files_in(self._own) if self.groups.is_lead else []
+        files = files_in(self._own) if self.groups.is_lead else []
         newer = [path for path in files if int(path.stem) > update]
         if self._continued:
             for path in newer:  # this run will write them again
@@ -198,7 +105,7 @@ class FileExchange(TeacherExchange):
         newest: dict[int, tuple[str, int]] = {}
         if self.groups.is_lead:
             for peer in self.peers:
-                files = _files_in(self.directory / f"model{peer}")
+                files = files_in(model_directory(self.directory, peer))
                 try:
                     found = (files[-1].name, files[-1].stat().st_mtime_ns) if files else None
                 except OSError:  # pruned meanwhile: there is a newer one next time
@@ -217,7 +124,7 @@ class FileExchange(TeacherExchange):
 
     def _publish(self, row: Tensor, update: int, *, finished: bool) -> None:
         size = write_weights(
-            self._own / _file_name(update),
+            self._own / file_name(update),
             self.packer.views(row),
             self.description,
             seed=torch.initial_seed(),
@@ -225,13 +132,13 @@ class FileExchange(TeacherExchange):
             update=update,
         )
         self.traffic.sent["weights"] += size
-        for old in _files_in(self._own)[:-_KEPT_FILES]:
+        for old in files_in(self._own)[:-_KEPT_FILES]:
             old.unlink(missing_ok=True)
 
     def _read_all(self, names: dict[int, str]) -> dict[int, Arrival]:
         arrivals: dict[int, Arrival] = {}
         for peer, name in names.items():
-            path = self.directory / f"model{peer}" / name
+            path = model_directory(self.directory, peer) / name
             try:
                 found = read_weights(path)
                 self.traffic.received["weights"] += path.stat().st_size

@@ -5,8 +5,8 @@ from typing import Any
 from codistill_ext.config import CodistillConfig
 from codistill_ext.errors import CoordinationError
 from codistill_ext.exchange.base import Batch, Exchange
-from codistill_ext.exchange.channel import Channel, Header
-from codistill_ext.exchange.encoding import build_encoding
+from codistill_ext.exchange.wire.channel import Channel, Header
+from codistill_ext.exchange.wire.encoding import build_encoding
 from codistill_ext.groups import ModelGroups
 from codistill_ext.loss import Target
 from codistill_ext.sampling import fingerprint

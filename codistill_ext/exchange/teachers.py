@@ -1,13 +1,7 @@
-"""Teachers that are copies of peers, and when their weights are replaced."""
+"""What a teacher is: a frozen copy of a peer, and how it computes."""
 
 import contextlib
-import copy
-import logging
-import time
-from abc import abstractmethod
 from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from codistill_ext.config import CodistillConfig
-from codistill_ext.errors import PeerTimeoutError
-from codistill_ext.exchange.background import BackgroundWorker
-from codistill_ext.exchange.base import Batch, Exchange
-from codistill_ext.exchange.description import ModelDescription, PeerBuilder
-from codistill_ext.exchange.weights import WeightPacker
-from codistill_ext.groups import ModelGroups
+from codistill_ext.exchange.base import Batch
+from codistill_ext.exchange.wire.description import ModelDescription
+from codistill_ext.exchange.wire.weights import WeightPacker
 
-logger = logging.getLogger(__name__)
-
-_MOST_FLIGHTS = 2  # each holds a copy of the weights in host memory
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Weights of one peer as they came, and what they are.
+
+    Attributes:
+        row: bytes in the layout of ``description``; before ``_whole`` as the subclass has them.
+    """
+
+    stamp: int
+    taken_at: float
+    description: ModelDescription
+    row: Tensor | None = None
 
 
 class Teacher:
@@ -55,12 +57,12 @@ class Teacher:
             native = torch.cuda.is_bf16_supported(including_emulation=False)
             self._autocast_dtype = torch.bfloat16 if native else torch.float16
 
-    def load(self, arrival: "Arrival") -> None:
+    def load(self, arrival: Arrival) -> None:
         assert arrival.row is not None
         self.packer.unpack(arrival.row, self.module)
         self.stamp, self.taken_at = arrival.stamp, arrival.taken_at
 
-    def arrival(self) -> "Arrival":
+    def arrival(self) -> Arrival:
         """What was loaded, for the state of a run."""
         assert self.stamp is not None
         return Arrival(self.stamp, self.taken_at, self.description, self.packer.pack(self.module))
@@ -80,241 +82,6 @@ class Teacher:
             dtype = torch.bfloat16 if students is torch.float16 else students
         # None also switches off an autocast that the caller is in.
         return torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None)
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """Weights of one peer as they came, and what they are.
-
-    Attributes:
-        row: bytes in the layout of ``description``; before ``_whole`` as the subclass has them.
-    """
-
-    stamp: int
-    taken_at: float
-    description: ModelDescription
-    row: Tensor | None = None
-
-
-@dataclass
-class Flight:
-    """Weights on their way: fetched after one update, used from another one on."""
-
-    due: int
-    arrivals: "Future[dict[int, Arrival]]"
-    whole: bool = False
-
-
-class TeacherExchange(Exchange):
-    """Each peer's teacher is replaced every ``period`` updates, after the same one on all ranks of a model.
-
-    Subclasses say how weights travel. They do so in a thread while training goes on, and are used
-    ``period // 50`` (or ``lag``) updates later. What is late then is waited for, or with
-    ``stale_policy`` go_on and drop, and with ``max_staleness`` as long as it permits, looked for
-    after each further update, which costs one small reduction inside the model group.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        groups: ModelGroups,
-        config: CodistillConfig,
-        description: ModelDescription,
-        build_peer: PeerBuilder,
-    ) -> None:
-        super().__init__(groups, config)
-        self.module = module
-        self.description = description
-        self.packer = WeightPacker(module, half=config.encoding == "half")
-        self.teachers: dict[int, Teacher] = {}
-        self._candidates: dict[int, Teacher] = {}  # built to see whether weights fit, not in use
-        self.device = next(module.parameters()).device
-        self._build_peer = build_peer
-        self._worker = BackgroundWorker("codistill-weights")
-        self._flights: list[Flight] = []
-        self._prepare()
-
-    @abstractmethod
-    def _prepare(self) -> None:
-        """Set up what this way of travelling needs. All ranks of all models of the job call it."""
-
-    @abstractmethod
-    def _take_off(self, update: int) -> Callable[[], dict[int, Arrival]]:
-        """Take a snapshot of what this model gives; the job that moves weights, for the thread.
-
-        Called on all ranks of the model after the same update.
-        """
-
-    @abstractmethod
-    def _whole(self, peer: int, arrival: Arrival | None) -> Arrival | None:
-        """All bytes of an arrival, or None if there is nothing to use, alike on all ranks of the model.
-
-        All of them call it for the same peers in the same order.
-        """
-
-    def teacher_for(self, peer: int, description: ModelDescription) -> Teacher:
-        """A teacher of this architecture: the peer's if it is one, else one that is built now and not yet the peer's.
-
-        Raises:
-            ValueError: it cannot be built.
-        """
-        for built in self.teachers, self._candidates:
-            if peer in built and built[peer].description == description:
-                return built[peer]
-        if description == self.description:
-            module = copy.deepcopy(self.module)
-        else:
-            devices = [self.device] if self.device.type == "cuda" else []
-            with torch.random.fork_rng(devices):  # initial weights must not disturb the student's dropout
-                module = self._build_peer(description).to(self.device)
-        self._candidates[peer] = Teacher(module, description, self.config)
-        return self._candidates[peer]
-
-    def teacher_of(self, peer: int, description: ModelDescription) -> Teacher:
-        """The peer's teacher; a new one takes its place if the peer is another architecture than before.
-
-        Raises:
-            ValueError: it cannot be built.
-        """
-        self.teachers[peer] = self.teacher_for(peer, description)
-        self._candidates.pop(peer, None)
-        return self.teachers[peer]
-
-    def targets(self, batch: Batch, *, update: int, wanted: bool) -> list[Any]:
-        if not wanted:
-            return []
-        return [teacher.logits(batch) for _, teacher in self._in_use(update)]
-
-    def _in_use(self, update: int) -> list[tuple[int, Teacher]]:
-        """Teachers with weights, by peer, without those that the policy drops."""
-        used = []
-        for peer in self.peers:
-            teacher = self.teachers.get(peer)
-            if teacher is None or teacher.stamp is None:
-                continue
-            if self.config.stale_policy == "drop" and update - teacher.stamp > self.config.max_staleness:
-                continue
-            used.append((peer, teacher))
-        return used
-
-    def after_update(self, update: int) -> None:
-        """Every rank of the model must call it: weights are gathered inside the model group."""
-        self._land(update)
-        if update % self.config.period == 0:
-            while len(self._flights) >= _MOST_FLIGHTS:
-                self._finish(self._flights.pop(0))
-            job = self._take_off(update)
-            self._flights.append(Flight(update + self.config.swap_delay, self._worker.submit(job)))
-            self._land(update)
-
-    def _land(self, update: int) -> None:
-        while self._flights and self._flights[0].due <= update:
-            flight = self._flights[0]
-            if not self._waits(update) and not self.groups.agree(flight.arrivals.done(), self.device):
-                return
-            self._finish(self._flights.pop(0))
-
-    def _waits(self, update: int) -> bool:
-        """Whether late weights must be waited for now. The same on all ranks of a model."""
-        if self.config.stale_policy != "wait":
-            return False
-        limit = self.config.max_staleness
-        stamps = [teacher.stamp for teacher in self.teachers.values() if teacher.stamp is not None]
-        return limit == 0 or any(update - stamp > limit for stamp in stamps)
-
-    def _finish(self, flight: Flight) -> None:
-        for peer, arrival in self._complete(flight).items():
-            self.teacher_of(peer, arrival.description).load(arrival)
-
-    def _complete(self, flight: Flight) -> dict[int, Arrival]:
-        """Wait for the weights and join them inside the model group. All ranks of the model call it."""
-        if flight.whole:
-            return flight.arrivals.result()
-        try:
-            # The thread has the same limit for each of its own steps and knows who is missing.
-            arrivals = flight.arrivals.result(timeout=3 * self.config.timeout)
-        except FutureTimeoutError:
-            raise PeerTimeoutError(
-                f"{self.groups.name}: the weights that are due after update {flight.due} have not arrived "
-                f"(--codistill-timeout {self.config.timeout:g} s)"
-            ) from None
-        joined = {peer: self._whole(peer, arrivals.get(peer)) for peer in self.peers}
-        usable = {peer: arrival for peer, arrival in joined.items() if arrival is not None}
-        flight.arrivals, flight.whole = done(usable), True
-        return usable
-
-    def report(self, update: int) -> dict[str, float]:
-        now = time.time()
-        values: dict[str, float] = {}
-        for peer, teacher in self._in_use(update):
-            assert teacher.stamp is not None
-            values[f"staleness/{peer}"] = float(update - teacher.stamp)
-            values[f"staleness_seconds/{peer}"] = round(now - teacher.taken_at, 3)
-        return values
-
-    def leave(self, update: int) -> None:
-        if self.groups.is_lead and self.peers and not any(t.stamp is not None for t in self.teachers.values()):
-            logger.warning(
-                "%s ended after %d updates and never had a teacher: weights cross every %d (--codistill-period) "
-                "and are used %d later (--codistill-lag)",
-                self.groups.name,
-                update,
-                self.config.period,
-                self.config.swap_delay,
-            )
-
-    def close(self) -> None:
-        self._worker.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Includes the teachers, and weights on their way, which it waits for."""
-        flights = []
-        for flight in self._flights:
-            arrivals = {peer: _arrival_state(arrival) for peer, arrival in self._complete(flight).items()}
-            flights.append({"due": flight.due, "arrivals": arrivals})
-        teachers = {
-            peer: _arrival_state(teacher.arrival())
-            for peer, teacher in self.teachers.items()
-            if teacher.stamp is not None
-        }
-        traffic = self.groups.gather_in_model(self.traffic.state_dict())
-        return {"traffic": traffic, "teachers": teachers, "flights": flights}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.traffic.load_state_dict(state["traffic"][self.groups.data_rank])
-        for peer, saved in state["teachers"].items():
-            arrival = _arrival(saved)
-            self.teacher_of(peer, arrival.description).load(arrival)
-        self._flights = [
-            Flight(
-                flight["due"],
-                done({peer: _arrival(saved) for peer, saved in flight["arrivals"].items()}),
-                whole=True,
-            )
-            for flight in state["flights"]
-        ]
-
-
-def _arrival_state(arrival: Arrival) -> dict[str, Any]:
-    assert arrival.row is not None
-    return {
-        "stamp": arrival.stamp,
-        "taken_at": arrival.taken_at,
-        "row": arrival.row.cpu(),
-        "description": arrival.description.to_json(),
-    }
-
-
-def _arrival(state: dict[str, Any]) -> Arrival:
-    description = ModelDescription.from_json(state["description"])
-    return Arrival(state["stamp"], state["taken_at"], description, state["row"])
-
-
-def done(arrivals: dict[int, Arrival]) -> "Future[dict[int, Arrival]]":
-    """Weights that have already arrived."""
-    future: Future[dict[int, Arrival]] = Future()
-    future.set_result(arrivals)
-    return future
 
 
 def _call(function: Callable[..., Any], inputs: Any) -> Any:

@@ -5,10 +5,16 @@ from typing import Any
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
-from codistill_ext import fairseq_launch, fairseq_trainer
 from codistill_ext.criterions import codistill_label_smoothed_ce  # noqa: F401  registers it
+from codistill_ext.fairseq_plugin import launch, trainer
 
-fairseq_launch.install()
+
+def train(cfg: Any, **kwargs: Any) -> None:
+    """What fairseq runs in each process; a process that it spawned imports this module, and so the plug-in, for it."""
+    launch.train_one_model(cfg, **kwargs)
+
+
+launch.install(train)
 
 
 @register_task("codistill_translation", dataclass=TranslationConfig)
@@ -22,7 +28,7 @@ class CodistillTranslationTask(TranslationTask):
     @classmethod
     def setup_task(cls, cfg: TranslationConfig, **kwargs: Any) -> "CodistillTranslationTask":
         task = super().setup_task(cfg, **kwargs)
-        groups = fairseq_launch.current_groups()
+        groups = launch.current_groups()
         if groups is not None:
-            fairseq_trainer.check_vocabularies(task, groups)
+            trainer.check_vocabularies(task, groups)
         return task

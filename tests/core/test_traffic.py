@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from codistill_ext import CodistillConfig, CodistillParallel, ModelGroups
-from codistill_ext.exchange.weights import WeightPacker
-from codistill_ext.traffic import KINDS, predicted_predictions, predicted_weights
+from codistill_ext.exchange.wire.counter import KINDS
+from codistill_ext.exchange.wire.weights import WeightPacker
+from codistill_ext.traffic import predicted_predictions, predicted_weights
 from tests.core.training import build, train
 from tests.naive import Net
 from tests.ranks import run_ranks

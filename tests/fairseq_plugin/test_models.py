@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from codistill_ext.exchange import ModelDescription
-from codistill_ext.fairseq_models import build_described
+from codistill_ext.fairseq_plugin.models import build_described
 
 TASK = SimpleNamespace()  # none of these gets as far as asking it for anything
 

@@ -138,14 +138,14 @@ def test_gradients_that_are_not_numbers_end_the_job_with_their_message(data_bin:
     launch.write_text(
         "import os, torch\n"
         "from fairseq_cli import train\n"
-        "from codistill_ext import fairseq_trainer\n"
+        "from codistill_ext.fairseq_plugin import trainer\n"
         "from codistill_ext.tasks import codistill_translation\n"
-        "step = fairseq_trainer.CodistillTrainer.train_step\n"
+        "step = trainer.CodistillTrainer.train_step\n"
         "def poisoned(self, samples, raise_oom=False):\n"
         "    if os.environ['RANK'] == '1' and self.get_num_updates() == 3:\n"
         "        next(self._model.parameters()).data.fill_(float('nan'))\n"
         "    return step(self, samples, raise_oom)\n"
-        "fairseq_trainer.CodistillTrainer.train_step = poisoned\n"
+        "trainer.CodistillTrainer.train_step = poisoned\n"
         "train.cli_main()\n"
     )
     command = torchrun(2, str(launch), str(data_bin))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from codistill_ext.storage import load_whole
+from codistill_ext.job.storage import load_whole
 from tests.states import assert_same, without
 
 _CLOCKS = ("seconds", "taken_at", "previous_training_time", "metrics", "valid")

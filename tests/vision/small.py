@@ -10,7 +10,7 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 
-from codistill_ext.storage import load_checkpoint
+from codistill_ext.job.storage import load_checkpoint
 from tests.states import without
 from vision import datasets
 from vision.options import build_parser, parse_options

@@ -8,17 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from codistill_ext.storage import (
+from codistill_ext.exchange.wire.whole_files import put_in_place, remove_leftovers, write_atomically, write_text
+from codistill_ext.job.storage import (
     DamagedCheckpointWarning,
     check_whole,
     load_checkpoint,
     load_whole,
     previous_path,
-    put_in_place,
-    remove_leftovers,
     save_checkpoint,
-    write_atomically,
-    write_text,
 )
 from tests.faults.kills import every_cut_short
 

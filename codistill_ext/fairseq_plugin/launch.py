@@ -5,6 +5,7 @@
 
 import contextlib
 import copy
+import functools
 import json
 import logging
 import os
@@ -25,16 +26,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import to_absolute_path
 from omegaconf import OmegaConf, open_dict
 
-from codistill_ext import fairseq_checkpoints
 from codistill_ext.config import CodistillConfig
-from codistill_ext.fairseq_models import plain_values
-from codistill_ext.fairseq_trainer import CodistillTrainer, replaced
-from codistill_ext.groups import ModelGroups
-from codistill_ext.rendezvous import INIT_METHOD
-from codistill_ext.resume import take_possession
-from codistill_ext.runlog import RunLog
+from codistill_ext.fairseq_plugin import checkpoints
+from codistill_ext.fairseq_plugin.models import plain_values
+from codistill_ext.fairseq_plugin.trainer import CodistillTrainer, replaced
+from codistill_ext.groups import ModelGroups, model_directory
+from codistill_ext.job.rendezvous import INIT_METHOD
+from codistill_ext.job.resume import take_possession
+from codistill_ext.job.runlog import RunLog
+from codistill_ext.job.settings import read_settings, to_flags
 from codistill_ext.sampling import model_seed
-from codistill_ext.settings import read_settings, to_flags
 
 logger = logging.getLogger(__name__)
 
@@ -53,16 +54,22 @@ _SHARED = (
 )
 _NOTHING = object()
 CRITERIONS = ("codistill_label_smoothed_ce",)
+Main = Callable[..., None]
 _fairseq_call_main = distributed_utils.call_main
 _current_groups: ModelGroups | None = None
 
 
-def install() -> None:
-    """Patch fairseq, once. fairseq-train imports the plug-in while parsing, before it calls this."""
-    distributed_utils.call_main = call_main
+def install(main: Main) -> None:
+    """Patch fairseq, once. fairseq-train imports the plug-in while parsing, before it calls this.
+
+    Args:
+        main: runs ``train_one_model``. It is unpickled by the processes that fairseq spawns, which have not
+            parsed --user-dir, so its module registers all of the plug-in.
+    """
+    distributed_utils.call_main = functools.partial(call_main, main)
 
 
-def call_main(cfg: Any, main: Callable[..., None], **kwargs: Any) -> None:
+def call_main(own_main: Main, cfg: Any, main: Main, **kwargs: Any) -> None:
     """In place of ``fairseq.distributed.utils.call_main``: the process group differs on CPU."""
     if getattr(cfg.criterion, "_name", None) not in CRITERIONS or not _is_training(main):
         return _fairseq_call_main(cfg, main, **kwargs)
@@ -70,10 +77,10 @@ def call_main(cfg: Any, main: Callable[..., None], **kwargs: Any) -> None:
         prepare(cfg)
     except ValueError as error:
         raise SystemExit(f"codistillation: {error}") from error
-    return _fairseq_call_main(cfg, train_one_model, **kwargs)
+    return _fairseq_call_main(cfg, own_main, **kwargs)
 
 
-def _is_training(main: Callable[..., None]) -> bool:
+def _is_training(main: Main) -> bool:
     """Also when fairseq_cli.train was started with -m, which makes a second copy of its functions."""
     code, known = main.__code__, fairseq_train.main.__code__
     return (code.co_filename, code.co_name) == (known.co_filename, known.co_name)
@@ -195,16 +202,13 @@ def _set_process_group(cfg: Any) -> None:
 
 def train_one_model(cfg: Any, **kwargs: Any) -> None:
     """In place of ``fairseq_cli.train.main``, in each process: main for this rank's model."""
-    # A process that fairseq spawned has unpickled this function, but has not parsed --user-dir.
-    from codistill_ext.tasks import codistill_translation  # noqa: F401
-
     config = options_of(cfg)
     seed = cfg.common.seed
     on_cuda = torch.cuda.is_available() and not cfg.common.cpu
     groups = ModelGroups.create(config, "cuda" if on_cuda else "cpu")
     settings = read_settings(config.settings, config.models)[groups.model_index]
     cfg = with_settings(cfg, groups.model_index, settings)
-    take_possession(Path(cfg.checkpoint.save_dir) / f"model{groups.model_index}", groups)
+    take_possession(model_directory(Path(cfg.checkpoint.save_dir), groups.model_index), groups)
     log = RunLog(cfg.checkpoint.save_dir, groups)
     log.write_config(plain_values(OmegaConf.to_container(cfg, enum_to_str=True)))
     _describe_own_job(cfg, groups, seed)
@@ -232,8 +236,8 @@ def _describe_own_job(cfg: Any, groups: ModelGroups, seed: int) -> None:
         cfg.distributed_training.distributed_rank = groups.data_rank
         if cfg.common.seed == seed:  # else the model has one of its own
             cfg.common.seed = model_seed(seed, groups.model_index)
-        name = f"model{groups.model_index}"
-        cfg.checkpoint.save_dir = str(Path(cfg.checkpoint.save_dir) / name)
+        cfg.checkpoint.save_dir = str(model_directory(Path(cfg.checkpoint.save_dir), groups.model_index))
+        name = Path(cfg.checkpoint.save_dir).name
         for option in ("tensorboard_logdir", "log_file"):
             path = getattr(cfg.common, option)
             if path and groups.num_models > 1:
@@ -279,10 +283,10 @@ def _inside_model_group(groups: ModelGroups, build_trainer: Callable[..., Codist
             replaced(distributed_utils, "get_data_parallel_group", lambda: groups.model_group),
             replaced(fairseq_train, "Trainer", keep_trainer),  # main names the class itself
             replaced(fairseq_train, "get_valid_stats", logged_valid_stats),  # validation has no hook
-            # Saved and resumed as if no kill could ever come; see fairseq_checkpoints.
-            replaced(checkpoint_utils, "load_checkpoint", fairseq_checkpoints.load_checkpoint),
+            # Saved and resumed as if no kill could ever come; see checkpoints.py.
+            replaced(checkpoint_utils, "load_checkpoint", checkpoints.load_checkpoint),
             replaced(checkpoint_utils.PathManager, "copy", copy_whole),
-            replaced(fairseq_train, "validate_and_save", fairseq_checkpoints.at_updates_tried(validate_and_save)),
+            replaced(fairseq_train, "validate_and_save", checkpoints.at_updates_tried(validate_and_save)),
         ):
             yield
     finally:

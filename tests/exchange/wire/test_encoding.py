@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from codistill_ext import CodistillConfig, CodistillParallel, ModelGroups, divergence
-from codistill_ext.exchange.encoding import Encoding, build_encoding
+from codistill_ext.exchange.wire.encoding import Encoding, build_encoding
 from codistill_ext.loss import Target
 from codistill_ext.topk import TopK
 from tests.core.training import build, train

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from codistill_ext.groups import ModelGroups
-from codistill_ext.storage import write_text
+from codistill_ext.exchange.wire.whole_files import write_text
+from codistill_ext.groups import ModelGroups, model_directory
 
 
 class RunLog:
@@ -25,7 +25,7 @@ class RunLog:
     def __init__(self, directory: str | Path, groups: ModelGroups) -> None:
         self.directory = Path(directory)
         self.groups = groups
-        self.model_dir = self.directory / f"model{groups.model_index}"
+        self.model_dir = model_directory(self.directory, groups.model_index)
         # Separate jobs may share the directory: what describes a job is then beside its model.
         self._job_dir = self.model_dir if groups.separate_jobs else self.directory
         self._start = time.time()

@@ -1,6 +1,6 @@
 """(fairseq) The trainer of one model among several: fairseq's, with the core's wrapper as its model.
 
-``fairseq_launch`` prepares the job; here is what happens inside it.
+``launch.py`` prepares the job; here is what happens inside it.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from codistill_ext.config import CodistillConfig
 from codistill_ext.exchange import ModelDescription
-from codistill_ext.fairseq_checkpoints import (
+from codistill_ext.fairseq_plugin.checkpoints import (
     STATE_KEY,
     CheckpointFiles,
     cut_of,
@@ -27,10 +27,10 @@ from codistill_ext.fairseq_checkpoints import (
     patience_state,
     precision_state,
 )
-from codistill_ext.fairseq_models import build_described, describe_model, plain_values
+from codistill_ext.fairseq_plugin.models import build_described, describe_model, plain_values
 from codistill_ext.groups import ModelGroups
+from codistill_ext.job.runlog import RunLog
 from codistill_ext.parallel import CodistillParallel
-from codistill_ext.runlog import RunLog
 from codistill_ext.sampling import data_seed
 
 _LOGGED = {"loss", "nll_loss", "codistill_loss", "lr", "gnorm", "ups", "wps", "loss_scale"}

@@ -15,8 +15,9 @@ from typing import IO, Any
 import torch
 import torch.distributed as dist
 
+from codistill_ext.exchange.wire.whole_files import put_in_place, remove_leftovers
 from codistill_ext.groups import ModelGroups
-from codistill_ext.storage import check_whole, put_in_place, remove_leftovers
+from codistill_ext.job.storage import check_whole
 
 logger = logging.getLogger(__name__)
 
@@ -105,16 +106,8 @@ def agree(paths: Sequence[Path], describe: Describe, groups: ModelGroups) -> Sav
         ValueError: on every rank: no checkpoints belong together, a model has only damaged ones, or they are of
             another number of models.
     """
-    mine: list[Saved] | str | None = None
-    if groups.is_lead:
-        try:
-            mine = whole_checkpoints(paths, describe)
-        except (ValueError, OSError) as error:
-            mine = str(error)
-    leads = {index: found for index, found in groups.gather((groups.model_index, mine)) if found is not None}
+    leads = groups.ask_leads(lambda: whole_checkpoints(paths, describe))
     for found in leads.values():
-        if isinstance(found, str):
-            raise ValueError(found)
         for saved in found:
             if saved.models not in (None, groups.num_models):
                 raise ValueError(
@@ -144,24 +137,17 @@ def take_possession(directory: Path, groups: ModelGroups) -> None:
     Raises:
         ValueError: on every rank: another process trains a model there, or the place cannot be written.
     """
-    problem: str | None = None
-    if groups.is_lead:
-        try:
-            _lock(directory.absolute())
-        except ValueError as error:
-            problem = str(error)
-        except OSError as error:
-            problem = f"cannot write in {directory} ({error}): choose another directory for the run"
-    for found in groups.gather(problem):
-        if found is not None:
-            raise ValueError(found)
+    groups.ask_leads(lambda: _lock(directory.absolute()))
 
 
 def _lock(directory: Path) -> None:
     if directory in _locks:
         return
-    directory.mkdir(parents=True, exist_ok=True)
-    file = open(directory / _LOCK_FILE, "a")  # noqa: SIM115  as long as this process lives, and no longer
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = open(directory / _LOCK_FILE, "a")  # noqa: SIM115  as long as this process lives, and no longer
+    except OSError as error:
+        raise ValueError(f"cannot write in {directory} ({error}): choose another directory for the run") from error
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 
 from codistill_ext import CodistillConfig, CodistillParallel, ModelGroups
 from codistill_ext.errors import PeerTimeoutError
-from codistill_ext.exchange import files
-from codistill_ext.exchange.description import ModelDescription
-from codistill_ext.exchange.files import UnusableFileError, read_weights, write_weights
+from codistill_ext.exchange.wire import weight_file
+from codistill_ext.exchange.wire.description import ModelDescription
+from codistill_ext.exchange.wire.weight_file import UnusableFileError, read_weights, write_weights
 from tests.core.training import LR, batches, build
 from tests.naive import Net
 from tests.ranks import run_ranks
@@ -173,8 +173,8 @@ def test_what_does_not_fit_is_refused(
 def _sealed(path: Path, header: dict[str, Any], module: torch.nn.Module) -> None:
     """A file whose checksum is right, whatever its header says."""
     tensors = _tensors(module)
-    header |= {"version": files.FORMAT_VERSION, "description": '{"name": "tests.naive.Net", "values": {}}'}
-    header["sha256"] = files._checksum(header, tensors)
+    header |= {"version": weight_file.FORMAT_VERSION, "description": '{"name": "tests.naive.Net", "values": {}}'}
+    header["sha256"] = weight_file._checksum(header, tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file(tensors, path, metadata={"codistill": json.dumps(header)})
 
@@ -232,7 +232,7 @@ def test_a_file_of_another_architecture_that_does_not_fit_leaves_the_teacher(
 def test_a_later_format_is_refused(tmp_path: Path) -> None:
     path = _write(tmp_path, Net(), "tests.naive.Net")
     with safetensors.safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()["codistill"]) | {"version": files.FORMAT_VERSION + 1}
+        header = json.loads(file.metadata()["codistill"]) | {"version": weight_file.FORMAT_VERSION + 1}
     safetensors.torch.save_file({"a": torch.zeros(1)}, path, metadata={"codistill": json.dumps(header)})
     with pytest.raises(
         UnusableFileError, match=r"0000000002\.safetensors: its format version is \d, this program reads"

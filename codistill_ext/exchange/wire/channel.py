@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from codistill_ext.errors import CoordinationError, PeerTimeoutError
+from codistill_ext.exchange.wire.counter import TrafficCounter
 from codistill_ext.groups import ModelGroups
-from codistill_ext.traffic import TrafficCounter
 
 _FOREVER = datetime.timedelta(days=365)
 _LAST_CHANCE_S = 0.05  # for the rest of the peers once one has used up the time

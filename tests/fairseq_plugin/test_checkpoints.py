@@ -1,112 +1,23 @@
-"""What the models of a job resume from, after a kill between any two steps of any of their saves."""
+"""A model's checkpoint files as fairseq writes them, cut short anywhere, and when models have finished."""
 
-import fcntl
-import multiprocessing
-import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
 
-from codistill_ext.fairseq_checkpoints import CheckpointFiles, at_updates_tried, has_finished
-from codistill_ext.groups import ModelGroups
-from codistill_ext.resume import (
-    BEGINNING,
-    Saved,
-    agree,
-    belong_together,
-    make_current,
-    take_possession,
-    whole_checkpoints,
-)
-from codistill_ext.storage import load_whole, previous_path, save_checkpoint
+from codistill_ext.fairseq_plugin.checkpoints import CheckpointFiles, at_updates_tried, has_finished
+from codistill_ext.job.resume import Saved, belong_together, whole_checkpoints
+from codistill_ext.job.storage import load_whole
 from tests.faults.kills import every_cut_short
-
-ALONE = ModelGroups(torch.zeros(1, 1, dtype=torch.long), rank=0, mesh=None)
-
-
-def saved(cut: int, *, finished: bool = False) -> Saved:
-    return Saved(path=Path(f"at{cut}"), update=cut, cut=cut, finished=finished)
 
 
 def describe(path: Path, state: dict[str, int]) -> Saved:
     return Saved(path=path, update=state["update"], cut=state["cut"])
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "cuts"),
-    [
-        ([saved(8), saved(6)], [saved(8), saved(6)], (8, 8)),
-        ([saved(8), saved(6)], [saved(6), saved(4)], (6, 6)),
-        ([saved(6)], [saved(8), saved(6)], (6, 6)),
-        ([saved(2), BEGINNING], [BEGINNING], (0, 0)),  # killed in the very first save
-        ([saved(8), saved(6)], [BEGINNING], None),
-        ([saved(8), saved(6)], [saved(4), saved(2)], None),
-        ([saved(8), saved(6)], [saved(4, finished=True), saved(2)], (8, 4)),  # model 1 stopped early
-        ([saved(6), saved(4)], [saved(8, finished=True), saved(6)], (6, 6)),
-        ([saved(8, finished=True)], [saved(9, finished=True)], (8, 9)),
-    ],
-)
-def test_the_newest_checkpoints_that_belong_together(
-    first: list[Saved], second: list[Saved], cuts: tuple[int, int] | None
-) -> None:
-    chosen = belong_together({0: first, 1: second})
-    assert (chosen and (chosen[0].cut, chosen[1].cut)) == cuts
-
-
-def test_damaged_files_are_named_and_the_one_before_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "checkpoint.pt"
-    paths = [path, previous_path(path)]
-    for update in (1, 2):
-        save_checkpoint({"update": update, "cut": update}, path)
-    path.write_bytes(path.read_bytes()[:-50])
-    chosen = agree(paths, describe, ALONE)
-    assert chosen.update == 1 and chosen.path == previous_path(path)
-    assert f"damaged checkpoint ({path}: not whole" in caplog.text
-    assert "the newest whole one is update 1 in checkpoint.previous.pt" in caplog.text
-    make_current(chosen, paths, ALONE)
-    assert [load_whole(each)["update"] for each in paths] == [1, 1]  # the next save keeps update 1
-    for each in paths:
-        each.write_bytes(b"")
-    with pytest.raises(ValueError, match="no whole checkpoint is left: .*restore one, or begin a new run"):
-        agree(paths, describe, ALONE)
-
-
-def test_files_beside_that_belong_to_nobody_are_set_aside(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.pt"
-    save_checkpoint({"update": 5, "cut": 5}, path)
-    make_current(BEGINNING, [path, previous_path(path)], ALONE)
-    assert [each.name for each in tmp_path.iterdir()] == ["checkpoint.unused.pt"]
-    assert agree([path, previous_path(path)], describe, ALONE) is BEGINNING
-
-
-def test_a_process_that_still_trains_there_is_an_error(tmp_path: Path) -> None:
-    with open(tmp_path / ".lock", "a") as file:
-        other = multiprocessing.get_context("fork").Process(target=_hold, args=(file.name, os.getpid()), daemon=True)
-        other.start()
-        while not (tmp_path / "held").exists():
-            time.sleep(0.01)
-    with pytest.raises(ValueError, match="another process is still training in .*: end it, or wait"):
-        take_possession(tmp_path, ALONE)
-    other.kill()
-    other.join()
-    take_possession(tmp_path, ALONE)
-    take_possession(tmp_path, ALONE)  # it is this process's own
-
-
-def _hold(name: str, parent: int) -> None:
-    with open(name, "a") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        Path(name).with_name("held").touch()
-        while os.getppid() == parent:
-            time.sleep(0.1)
 
 
 class Model:
@@ -146,7 +57,7 @@ def test_a_model_that_runs_ahead_keeps_what_its_peer_has(tmp_path: Path) -> None
     ahead, behind = Model(tmp_path / "0"), Model(tmp_path / "1")
     for update, cut in ((5, 0), (10, 0), (15, 1), (20, 1), (25, 1)):
         ahead.save(update, cut)
-        chosen = belong_together({0: ahead.found(), 1: [saved(0)]})
+        chosen = belong_together({0: ahead.found(), 1: [Saved(path=Path("at0"), update=0, cut=0)]})
         assert chosen is not None and chosen[0].update == min(update, 10)
     behind.save(15, 1)
     chosen = belong_together({0: ahead.found(), 1: behind.found()})

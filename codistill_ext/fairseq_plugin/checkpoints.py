@@ -18,9 +18,9 @@ from fairseq import checkpoint_utils
 from fairseq_cli import train as fairseq_train
 from omegaconf import open_dict
 
+from codistill_ext.exchange.wire.whole_files import put_in_place, write_atomically
 from codistill_ext.groups import ModelGroups
-from codistill_ext.resume import Saved, agree, make_current
-from codistill_ext.storage import put_in_place, write_atomically
+from codistill_ext.job.resume import Saved, agree, make_current
 
 STATE_KEY = "codistill"  # in a checkpoint's extra_state
 _DEFAULT_RESTORE_FILE = "checkpoint_last.pt"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from codistill_ext.settings import read_settings, to_flags
+from codistill_ext.job.settings import read_settings, to_flags
 
 
 def test_settings_become_flags_of_their_model(tmp_path: Path) -> None:
