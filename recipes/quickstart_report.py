@@ -1,6 +1,6 @@
 """The quickstart's result: one table, `summary.json` and the curves.
 
-`python recipes/quickstart_report.py RUN_DIR`, after recipes/quickstart.sh has trained and scored into it:
+`python -m recipes.quickstart_report RUN_DIR`, after recipes/quickstart.sh has trained and scored into it:
 `translation/` and `vision/`, each with `metrics.jsonl`, `summary.json` and `seconds`, and in `translation/`
 the files `score-*.json` and `agreement.json`.
 """
@@ -11,11 +11,12 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-Curve = list[tuple[float, float]]
+from recipes import runs
+from recipes.runs import Curve, read_curves
+
 PANELS = (  # run, key, title
     ("translation", "train/nll_loss", "translation: training NLL (bits a piece)"),
     ("translation", "valid/nll_loss", "translation: validation NLL (bits a piece)"),
@@ -25,24 +26,11 @@ PANELS = (  # run, key, title
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; an error that says what is missing."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: run recipes/quickstart.sh first")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics.jsonl."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: run recipes/quickstart.sh first")
-    with path.open(encoding="utf-8") as lines:
-        yield from (json.loads(line) for line in lines if line.strip())
+    return runs.read_json(path, "run recipes/quickstart.sh first")
 
 
 def curve(path: Path, key: str) -> Curve:
-    """(update, value) of one key; of two lines with the same update the later counts, as after a resume."""
-    points = {line["update"]: line[key] for line in read_metrics(path) if key in line}
-    return sorted(points.items())
+    return read_curves(path).get(key, [])
 
 
 def translation(run: Path) -> dict[str, Any]:

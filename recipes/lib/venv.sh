@@ -56,7 +56,7 @@ make_venv() {
     [[ -x $VENV/bin/python ]] || "$python" -m venv "$VENV" || stop "$python could not make $VENV"
     : >"$VENV/install.log"
     pip_install --no-deps --require-hashes -r "$ROOT/requirements/fairseq.txt"
-    (cd "$ROOT" && pip_install -c requirements/constraints.txt -e '.[translation,vision,dev]')
+    (cd "$ROOT" && pip_install -c requirements/constraints.txt -e '.[translation,vision,recipes,dev]')
     stamp >"$VENV/installed"
     echo "== installed in $((SECONDS - start)) seconds"
 }

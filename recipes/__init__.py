@@ -1,0 +1,1 @@
+"""Recipes: what reproduces tables and figures, and what runs and reads them. Used from the checkout."""
