@@ -14,6 +14,7 @@ CURVE_KEYS = (  # behind ``modelN/``, of both trainers
     *("train/lr", "train/weight_decay", "train/alpha", "train/distance_from_start", "train/staleness"),
     *("valid/top1", "valid/loss", "valid/nll_loss"),
 )
+_LINE_KEYS = ("update", "epoch", "seconds")
 
 
 def read_json(path: Path, hint: str) -> Any:
@@ -40,7 +41,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
     points: dict[str, dict[float, float]] = {}
     for line in read_metrics(path):
         for key, value in line.items():
-            if "/" in key:
+            if key not in _LINE_KEYS:
                 points.setdefault(key, {})[line["update"]] = value
     return {key: sorted(values.items()) for key, values in points.items()}
 
@@ -64,7 +65,7 @@ def raw_summary(directory: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     curves = {
         key: [list(axis) for axis in zip(*thin(curve), strict=True)]
         for key, curve in sorted(read_curves(directory / "metrics.jsonl").items())
-        if key.split("/", 1)[1] in CURVE_KEYS
+        if key.partition("/")[2] in CURVE_KEYS
     }
     return {**about, "args": summary.get("args", {}), "finals": finals, "models": models, "curves": curves}
 
