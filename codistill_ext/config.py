@@ -13,7 +13,7 @@ FLAG_PREFIX = "codistill_"
 EXCHANGES = ("predictions", "checkpoints", "files")
 DIVERGENCES = ("kl_teacher_student", "kl_student_teacher", "cross_entropy", "mse")
 TARGETS = ("each", "mean")
-DATA_ORDERS = ("auto", "coordinated", "independent")
+DATA_ORDERS = ("auto", "coordinated", "independent", "disjoint")
 PLACEMENTS = ("contiguous", "interleaved")
 ENCODINGS = ("full", "half", "topk")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -69,8 +69,8 @@ class CodistillConfig:
     )
     data: str = _option(
         "auto",
-        "coordinated: the models read the same mini-batches; independent: each its own; "
-        "auto: coordinated for predictions, else independent",
+        "coordinated: the models read the same mini-batches; independent: each its own; disjoint: each its own, of "
+        "a part of the data that no other model sees; auto: coordinated for predictions, else independent",
         DATA_ORDERS,
     )
     placement: str = _option(
@@ -161,13 +161,13 @@ class CodistillConfig:
         self._check_files()
         if self.stale_policy == "drop" and self.max_staleness == 0:
             raise ValueError("--codistill-stale-policy drop needs a --codistill-max-staleness to tell what is too old")
-        if self.exchange == "predictions" and self.data == "independent":
+        if self.exchange == "predictions" and not self.coordinated:
             raise ValueError(
                 "predictions are exchanged on the same mini-batch: use --codistill-data coordinated, "
-                "or --codistill-exchange checkpoints for independent data"
+                f"or --codistill-exchange checkpoints for {self.data} data"
             )
         if not self.coordinated:
-            self._refuse_unless_default("check_every", "with independent data")
+            self._refuse_unless_default("check_every", "without coordinated data")
         if self.divergence == "mse":
             self._refuse_unless_default("temperature", "with --codistill-divergence mse")
         if self.target == "mean" and max(map(len, self.peers)) < 2:
@@ -192,7 +192,7 @@ class CodistillConfig:
                 f"would wait for one another: got {self.max_staleness} and {self.period}"
             )
         if self.data == "coordinated":
-            raise ValueError("separate jobs do not keep step: --codistill-exchange files has independent data")
+            raise ValueError("separate jobs do not keep step: --codistill-exchange files has no coordinated data")
         if self.placement != "contiguous":
             raise ValueError("--codistill-placement has no effect with --codistill-exchange files: leave it out")
 
@@ -212,6 +212,11 @@ class CodistillConfig:
         if self.data == "auto":
             return self.exchange == "predictions"
         return self.data == "coordinated"
+
+    @property
+    def disjoint(self) -> bool:
+        """Whether each model has a part of the data to itself."""
+        return self.data == "disjoint" and self.models > 1
 
     @property
     def peers(self) -> tuple[tuple[int, ...], ...]:

@@ -1,4 +1,4 @@
-"""Coordinated and independent data order, the seeds behind them, and the proof of which one it is."""
+"""Coordinated, independent and disjoint data, the seeds behind them, and the proof of which one it is."""
 
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any
@@ -13,6 +13,8 @@ from codistill_ext.groups import ModelGroups
 _SEED_STEP = 15_485_863  # a prime far above any number of updates: fairseq adds the update to the seed
 _SEED_RANGE = 2**31 - 1  # numpy takes 32 bits
 _FINGERPRINT_ELEMENTS = 1 << 16
+# In the place of a sample's index in a seed.
+_ORDER, _PARTS = -1 % 2**32, -2 % 2**32
 
 
 def model_seed(seed: int, model_index: int) -> int:
@@ -39,16 +41,42 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
     return _mix(_mix(_mix(seed) ^ epoch) ^ index) >> 1  # torch takes 63 bits
 
 
+def own_part(samples: Sequence[int] | Tensor | int, config: CodistillConfig, groups: ModelGroups, seed: int) -> Tensor:
+    """The samples that this model trains on, ascending: all, or with disjoint data its own part of them.
+
+    The parts of the models have no sample in common, are all of the samples together, and their sizes
+    differ by one at most. Every n-th sample is of the same model, so samples that come sorted by
+    class are shared out class by class; a bare number of samples is shuffled first.
+
+    Args:
+        samples: the indices, or how many there are; the same for all models.
+        seed: the job's data seed.
+    """
+    if not config.disjoint:
+        return torch.arange(samples) if isinstance(samples, int) else torch.as_tensor(samples).sort().values
+    if isinstance(samples, int):
+        generator = torch.Generator().manual_seed(sample_seed(seed, 0, _PARTS))
+        samples = torch.randperm(samples, generator=generator)
+    return torch.as_tensor(samples)[groups.model_index :: config.models].sort().values
+
+
 class CodistillSampler(Sampler[int]):
     """This rank's share of the samples, in an order that is shared by the models or not.
 
     Coordinated: the same data-parallel rank of every model gets the same indices. Independent:
-    every model has its own permutation. The last samples are repeated from the front so that the
-    shares are equal, or dropped with ``drop_last``.
+    every model has its own permutation. Disjoint: every model has its own part, see ``own_part``.
+    The last samples are repeated from the front so that the shares are equal, or dropped with
+    ``drop_last``.
+
+    A *pass* is one permutation of the model's samples. An epoch is one pass, or with
+    ``epoch_samples`` so many samples of pass after pass: then a model that has 1/k of the data makes
+    k passes in an epoch, and as many updates as with all of it.
 
     Args:
         dataset: the data, or the number of samples.
         seed: the job's data seed, equal on all ranks.
+        samples: the indices to train on, if not all; the same for all models.
+        epoch_samples: of one model, over all its ranks.
 
     Raises:
         ValueError: fewer samples than ranks with ``drop_last``, or no samples.
@@ -63,15 +91,19 @@ class CodistillSampler(Sampler[int]):
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool = False,
+        samples: Sequence[int] | Tensor | None = None,
+        epoch_samples: int | None = None,
     ) -> None:
-        self.length = dataset if isinstance(dataset, int) else len(dataset)
+        length = dataset if isinstance(dataset, int) else len(dataset)
+        self.samples = own_part(length if samples is None else samples, config, groups, seed)
+        self.length = len(self.samples) if epoch_samples is None else epoch_samples
         self.shards, self.shard = groups.data_size, groups.data_rank
         self.seed = data_seed(config, groups, seed)
         self.shuffle, self.drop_last = shuffle, drop_last
         self.epoch, self.position = 0, 0
         share = self.length // self.shards if drop_last else -(-self.length // self.shards)
-        if share == 0:
-            raise ValueError(f"{self.length} samples cannot be shared among {self.shards} ranks of a model")
+        if share == 0 or len(self.samples) == 0:
+            raise ValueError(f"{len(self.samples)} samples cannot be shared among {self.shards} ranks of a model")
         self._share = share
 
     def set_epoch(self, epoch: int) -> None:
@@ -86,14 +118,33 @@ class CodistillSampler(Sampler[int]):
         return self._share - self.position
 
     def __iter__(self) -> Iterator[int]:
-        order = torch.arange(self.length)
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(sample_seed(self.seed, self.epoch, -1 % 2**32))
-            order = torch.randperm(self.length, generator=generator)
+        return (index for index, _ in self.with_passes())
+
+    def with_passes(self) -> Iterator[tuple[int, int]]:
+        """Each index with the number of its pass, counted from the beginning of training.
+
+        An index comes once a pass, so both together are a seed of its own for each augmentation.
+        """
+        order, passes = self._epoch_order()
         total = self._share * self.shards
-        repeats = -(-total // self.length)
-        order = order.repeat(repeats)[:total]
-        yield from order[self.shard :: self.shards][self.position :].tolist()
+        own = torch.arange(total)[self.shard :: self.shards][self.position :] % self.length
+        return zip(order[own].tolist(), passes[own].tolist(), strict=True)
+
+    def _epoch_order(self) -> tuple[Tensor, Tensor]:
+        """The epoch's indices before they are shared out, and the pass of each."""
+        size = len(self.samples)
+        begin = self.epoch * self.length
+        first, last = begin // size, (begin + self.length - 1) // size
+        order = torch.cat([self._pass_order(number) for number in range(first, last + 1)])
+        passes = torch.arange(first, last + 1).repeat_interleave(size)
+        here = slice(begin - first * size, begin - first * size + self.length)
+        return order[here], passes[here]
+
+    def _pass_order(self, number: int) -> Tensor:
+        if not self.shuffle:
+            return self.samples
+        generator = torch.Generator().manual_seed(sample_seed(self.seed, number, _ORDER))
+        return self.samples[torch.randperm(len(self.samples), generator=generator)]
 
 
 def fingerprint(inputs: Any) -> int:

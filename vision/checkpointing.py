@@ -17,7 +17,7 @@ from vision.datasets import Data
 
 # What must be the same for a resumed run to be the same run.
 _FIXED = (
-    "dataset model batch_size train_crop_size amp amp_dtype channels_last seed label_smoothing "
+    "dataset train_fraction model batch_size train_crop_size amp amp_dtype channels_last seed label_smoothing "
     "momentum weight_decay norm_weight_decay epochs lr lr_scheduler lr_milestones lr_gamma lr_min "
     "lr_warmup_epochs lr_warmup_decay"
 ).split()

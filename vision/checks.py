@@ -12,7 +12,7 @@ from vision.models import model_names
 
 _IMAGE_SIZES = ("val_resize_size", "val_crop_size", "train_crop_size")
 _TRAINING = (
-    "epochs max_updates lr lr_scheduler lr_milestones lr_gamma lr_min lr_warmup_epochs lr_warmup_decay "
+    "train_fraction epochs max_updates lr lr_scheduler lr_milestones lr_gamma lr_min lr_warmup_epochs lr_warmup_decay "
     "momentum weight_decay norm_weight_decay label_smoothing save_every_updates print_freq"
 ).split()
 _FLAGS = {"weight_decay": "--weight-decay"}

@@ -1,7 +1,7 @@
 """Datasets whose augmentation depends on the sample and the epoch, not on the process that loads it.
 
 A training sample is asked for by its *key* ``(index, seed)``, where the sampler derives the seed from
-the data seed, the epoch and the index. The key alone determines the tensor, so ranks, workers and
+the data seed, the pass over the data and the index. The key alone determines the tensor, so ranks, workers and
 resumed runs need no common state to see the same pictures.
 Shapes: N pictures, B batch, C channels, H and W height and width.
 """
@@ -47,8 +47,8 @@ class KeySampler(Sampler[Key]):
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Key]:
-        seed, epoch = self.sampler.seed, self.sampler.epoch
-        return ((index, sample_seed(seed, epoch, index)) for index in self.sampler)
+        seed = self.sampler.seed
+        return ((index, sample_seed(seed, number, index)) for index, number in self.sampler.with_passes())
 
 
 class SeededFolder(Dataset[tuple[Tensor, int]]):
@@ -56,6 +56,7 @@ class SeededFolder(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, folder: ImageFolder) -> None:
         self.folder = folder
+        self.labels: list[int] = folder.targets
 
     def __len__(self) -> int:
         return len(self.folder)

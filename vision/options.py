@@ -11,6 +11,7 @@ from pathlib import Path
 from codistill_ext.config import CodistillConfig
 from codistill_ext.job.settings import read_settings, to_flags
 from vision.checks import check_options
+from vision.subset import fraction
 
 DATASETS = ("imagenet", "cifar10")
 SCHEDULERS = ("multisteplr", "cosineannealinglr")
@@ -109,6 +110,14 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="imagenet: directory with train/CLASS/*.jpg and val/CLASS/*.jpg (needed). cifar10: where it is "
         "cached (default: $CODISTILL_DATA, else ~/.cache/codistill)",
+    )
+    group.add_argument(
+        "--train-fraction",
+        type=fraction,
+        default="1",
+        metavar="1/K",
+        help="train on so much of each class, chosen by --seed; epochs keep the full data's length, so each makes K "
+        "passes (default: 1)",
     )
     group.add_argument("-b", "--batch-size", type=int, default=32, help="images a process (default: 32)")
     group.add_argument(

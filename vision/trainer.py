@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from codistill_ext.config import CodistillConfig
 from codistill_ext.groups import ModelGroups
+from codistill_ext.job.partition import check_partition
 from codistill_ext.job.runlog import RunLog
 from codistill_ext.parallel import CodistillParallel
 from codistill_ext.sampling import CodistillSampler, model_seed, sample_seed
@@ -26,6 +28,7 @@ from vision.device import Place
 from vision.evaluate import evaluate, validation_loader
 from vision.models import build_described, build_model, describe_model
 from vision.optim import build_optimizer, build_schedule, set_lr
+from vision.subset import describe_samples, training_samples
 
 _AVERAGES = ("loss", "codistill_loss", "divergence", "top1")
 
@@ -80,7 +83,7 @@ class Trainer:
             norm_weight_decay=args.norm_weight_decay,
         )
         self.lr_at = build_schedule(args)
-        self.sampler = CodistillSampler(len(data.train), groups, config, seed=seed)
+        self.sampler = self._build_sampler(config, seed)
         self.train_loader = self._build_train_loader()
         self.valid_loader = validation_loader(
             data.valid, groups, place, batch_size=args.batch_size, workers=args.workers
@@ -94,6 +97,14 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         # Ranks of a model must not drop the same units.
         torch.manual_seed(sample_seed(own_seed, 0, groups.data_rank))
+
+    def _build_sampler(self, config: CodistillConfig, seed: int) -> CodistillSampler:
+        """An epoch is as long as the full data whatever a model has of it, and so are schedules and the number of
+        updates: --epochs E with 1/k of the data is E times k passes."""
+        total = len(self.data.train)
+        samples = training_samples(self.data.train.labels, Fraction(self.args.train_fraction), seed)
+        check_partition(samples, config, self.groups, seed)
+        return CodistillSampler(total, self.groups, config, seed=seed, samples=samples, epoch_samples=total)
 
     def _build_train_loader(self) -> Any:
         return DataLoader(
@@ -118,6 +129,8 @@ class Trainer:
         return bool(enough or self.progress.epoch >= self.args.epochs)
 
     def train(self) -> None:
+        if self.groups.is_lead and len(self.sampler.samples) < len(self.data.train):
+            print(describe_samples(self.sampler, len(self.data.train), self.groups.model_index), flush=True)
         while not self.done:
             start = time.perf_counter()
             self._train_epoch()

@@ -28,7 +28,9 @@ from codistill_ext.fairseq_plugin.checkpoints import (
     precision_state,
 )
 from codistill_ext.fairseq_plugin.models import build_described, describe_model, plain_values
+from codistill_ext.fairseq_plugin.parts import part_of
 from codistill_ext.groups import ModelGroups
+from codistill_ext.job.partition import check_partition
 from codistill_ext.job.runlog import RunLog
 from codistill_ext.parallel import CodistillParallel
 from codistill_ext.sampling import data_seed
@@ -79,7 +81,7 @@ class CodistillTrainer(Trainer):
         seed: int,
     ) -> None:
         self.config, self.groups, self.log = config, groups, log
-        self._data_seed = data_seed(config, groups, seed)
+        self._job_seed, self._data_seed = seed, data_seed(config, groups, seed)
         self._codistill_state: dict[str, Any] | None = None
         self._batches_made = False
         self.valid_stats: dict[str, float] = {}
@@ -153,9 +155,23 @@ class CodistillTrainer(Trainer):
         if not self._batches_made and not self.cfg.dataset.update_epoch_batch_itr:
             if not self.task.has_sharded_data(self.cfg.dataset.train_subset):
                 epoch = 1  # the caller puts the iterator at its real place
-        self._batches_made = True
         with self._seed_of_data():
+            if self.config.disjoint and kwargs.get("load_dataset", True):
+                kwargs["load_dataset"] = False
+                self._load_own_part(epoch, combine=kwargs.get("combine", True), selector=kwargs.get("data_selector"))
+            self._batches_made = True
             return super().get_train_iterator(epoch, **kwargs)
+
+    def _load_own_part(self, epoch: int, *, combine: bool, selector: Any) -> None:
+        """As fairseq loads the training data, and then only this model's part of it."""
+        subset = self.cfg.dataset.train_subset
+        self.task.load_dataset(subset, epoch=epoch, combine=combine, data_selector=selector, tpu=self.tpu)
+        whole = self.task.dataset(subset)
+        if not self._batches_made:  # later the models are no longer at the same place
+            # Resumed models may be in different epochs, and so in different files of sharded data.
+            samples = 0 if self.task.has_sharded_data(subset) else len(whole)
+            check_partition(samples, self.config, self.groups, self._job_seed)
+        self.task.datasets[subset] = part_of(whole, self.config, self.groups, self._job_seed)
 
     def get_valid_iterator(self, subset: str, **kwargs: Any) -> Any:
         with self._seed_of_data():

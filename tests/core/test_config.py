@@ -30,7 +30,8 @@ def test_every_option_is_a_flag_and_survives_the_command_line() -> None:
         ({"models": 2, "period": 10}, "--codistill-period 10 has no effect with --codistill-exchange predictions"),
         ({"models": 2, "exchange": "checkpoints", "period": 5, "lag": 5}, "--codistill-lag must be less than"),
         ({"models": 2, "data": "independent"}, "use --codistill-data coordinated"),
-        ({"models": 2, "exchange": "checkpoints", "check_every": 2}, "has no effect with independent data"),
+        ({"models": 2, "data": "disjoint"}, "or --codistill-exchange checkpoints for disjoint data"),
+        ({"models": 2, "exchange": "checkpoints", "check_every": 2}, "has no effect without coordinated data"),
         ({"models": 2, "divergence": "mse", "temperature": 2.0}, "has no effect with --codistill-divergence mse"),
         (
             {"models": 2, "exchange": "files", "dir": "d", "model_index": 0, "max_staleness": 2499},

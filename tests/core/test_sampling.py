@@ -5,7 +5,7 @@ import torch
 
 from codistill_ext import CodistillConfig, CodistillSampler, ModelGroups, data_seed, model_seed, sample_seed
 from codistill_ext.groups import place_ranks
-from codistill_ext.sampling import fingerprint
+from codistill_ext.sampling import fingerprint, own_part
 
 
 def groups(rank: int, models: int, ranks: int) -> ModelGroups:
@@ -44,6 +44,65 @@ def test_independent_models_read_other_orders() -> None:
     config = CodistillConfig(models=2, exchange="checkpoints")
     assert order(0, config) != order(2, config)
     assert order(0, config) == order(0, CodistillConfig(models=2)), "model 0 reads what it would alone"
+
+
+@pytest.mark.parametrize("models,ranks", [(2, 2), (3, 1)])
+@pytest.mark.parametrize("samples", [11, [9, 2, 0, 7, 5]], ids=["all", "some"])
+def test_disjoint_models_never_read_the_same_sample(models: int, ranks: int, samples: int | list[int]) -> None:
+    config = CodistillConfig(models=models, exchange="checkpoints", data="disjoint")
+    given = None if isinstance(samples, int) else samples
+    parts = []
+    for model in range(models):
+        places = [(model * ranks + shard, epoch) for shard in range(ranks) for epoch in range(4)]
+        read = [order(rank, config, ranks=ranks, epoch=epoch, samples=given) for rank, epoch in places]
+        parts.append(set(sum(read, [])))
+        assert all(len(one) == len(read[0]) for one in read), "an epoch is one pass over the own part"
+    assert sum(map(len, parts)) == len(set.union(*parts)), "no sample is in two parts"
+    assert set.union(*parts) == set(range(11) if given is None else given)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    alone = CodistillConfig(models=1, data="disjoint")
+    assert order(0, alone) == order(0, CodistillConfig()), "one model has everything"
+
+
+def test_parts_are_shared_out_class_by_class() -> None:
+    classes = torch.tensor([4, 0, 2, 2, 0, 4, 0, 2, 4, 4, 2, 0])
+    samples = classes.argsort(stable=True)
+    config = CodistillConfig(models=2, exchange="checkpoints", data="disjoint")
+    for model in (0, 1):
+        assert classes[own_part(samples, config, groups(model, 2, 1), 0)].bincount().tolist() == [2, 0, 2, 0, 2]
+    seeds = [own_part(1000, config, groups(0, 2, 1), seed) for seed in (0, 1, 0)]
+    assert torch.equal(seeds[0], seeds[2]) and not torch.equal(seeds[0], seeds[1])
+
+
+def test_an_epoch_of_many_passes() -> None:
+    """4 of 11 samples, epochs of 11: one endless row of permutations, cut into epochs."""
+    sampler = CodistillSampler(11, groups(0, 1, 1), CodistillConfig(), samples=[8, 1, 5, 2], epoch_samples=11)
+    row: list[tuple[int, int]] = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        row += sampler.with_passes()
+        assert len(sampler) == len(list(sampler)) == 11
+    assert len(row) == 44 == len(set(row)), "a sample comes once a pass"
+    for number in range(11):
+        one = row[4 * number : 4 * number + 4]
+        assert {index for index, _ in one} == {1, 2, 5, 8} and {p for _, p in one} == {number}
+    orders = {tuple(index for index, _ in row[i : i + 4]) for i in range(0, 44, 4)}
+    assert len(orders) > 5
+
+
+def test_many_passes_on_two_ranks_and_from_the_middle() -> None:
+    def draws(rank: int, position: int = 0) -> list[tuple[int, int]]:
+        sampler = CodistillSampler(11, groups(rank, 1, 2), CodistillConfig(), samples=[8, 1, 5, 2], epoch_samples=11)
+        sampler.set_epoch(2)
+        sampler.set_position(position)
+        return list(sampler.with_passes())
+
+    both = [draw for pair in zip(draws(0), draws(1), strict=True) for draw in pair]
+    assert len(both) == 12 and both[11] == both[0], "the shares are equal"
+    alone = CodistillSampler(11, groups(0, 1, 1), CodistillConfig(), samples=[8, 1, 5, 2], epoch_samples=11)
+    alone.set_epoch(2)
+    assert both[:11] == list(alone.with_passes())
+    assert draws(1, position=4) == draws(1)[4:]
 
 
 def test_drop_last_and_resuming_in_the_middle() -> None:

@@ -98,6 +98,11 @@ def test_normalisation_is_exact() -> None:
     assert label == 3
 
 
+def test_labels_are_known_without_opening_a_picture(tmp_path: Path) -> None:
+    assert _folder(tmp_path).labels == 6 * [0] + 6 * [1]
+    assert _crops().labels == [index % 10 for index in range(38)]
+
+
 def test_missing_and_odd_folders(tmp_path: Path) -> None:
     args = parse_options(build_parser(), ["--data-path", str(tmp_path)]).args
     with pytest.raises(ValueError, match="train is not a directory: --data-path must hold train/CLASS"):
