@@ -1,9 +1,10 @@
-"""Models by name: torchvision's, with the initial values of Goyal et al., and the CIFAR nets."""
+"""Models by name: torchvision's and one of its class, with the initial values of Goyal et al., and the CIFAR nets."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torchvision
@@ -16,11 +17,15 @@ from vision.cifar_resnet import CIFAR_MODELS
 # Their auxiliary classifiers would make the output in training another type than in evaluation.
 _AUXILIARY = {"googlenet", "inception_v3"}
 _SIZED = ("vit_",)
+# ResNets that torchvision's class builds but torchvision does not name.
+_RESNETS: dict[str, dict[str, Any]] = {
+    "resnext101_32x4d": {"block": Bottleneck, "layers": [3, 4, 23, 3], "groups": 32, "width_per_group": 4}
+}
 
 
 def model_names() -> list[str]:
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
-    return sorted(CIFAR_MODELS) + names
+    return sorted(CIFAR_MODELS) + sorted(names + list(_RESNETS))
 
 
 def build_model(name: str, *, num_classes: int, image_sizes: Sequence[int]) -> nn.Module:
@@ -40,6 +45,8 @@ def build_model(name: str, *, num_classes: int, image_sizes: Sequence[int]) -> n
 def _construct(name: str, num_classes: int, image_size: int) -> nn.Module:
     if name in CIFAR_MODELS:
         return CIFAR_MODELS[name](num_classes)
+    if name in _RESNETS:
+        return torchvision.models.ResNet(**_RESNETS[name], num_classes=num_classes)
     options: dict[str, object] = {}
     if name in _AUXILIARY:
         options = {"aux_logits": False, "init_weights": True}

@@ -46,9 +46,7 @@ def job(tmp_path: Path) -> Callable[..., Run]:
     def make(name: str, behaviour: str = "end", processes: int = 1) -> Run:
         directory = tmp_path / "runs" / name
         command = (sys.executable, str(script), behaviour, str(directory))
-        return Run(
-            name=name, arm=name, group="g", seed=0, processes=processes, command=command, directory=directory
-        )
+        return Run(name=name, arm=name, group="g", seed=0, processes=processes, command=command, directory=directory)
 
     return make
 

@@ -39,7 +39,31 @@ def test_shortcuts_without_parameters_keep_pixels_and_add_zeros() -> None:
     assert out[:, :8].count_nonzero() == out[:, 24:].count_nonzero() == 0
 
 
-@pytest.mark.parametrize("name,gammas", [("resnet18", "bn2"), ("resnet50", "bn3")])
+# Trainable parameters: Goyal's networks in torchvision's documentation, ResNeXt-101 32x4d in timm's (44.18 M).
+RESNETS = {
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnext101_32x4d": 44_177_704,
+    "resnext101_64x4d": 83_455_272,
+}
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_the_papers_networks(name: str) -> None:
+    """Their sizes, the stride in the 3x3, and of ResNeXt the groups and the widths of table 1 (Xie et al., 2017)."""
+    with torch.device("meta"):
+        model = build_model(name, num_classes=1000, image_sizes=[224])
+    assert name in model_names() and count_parameters(model) == RESNETS[name]
+    for index, stage in enumerate([model.layer1, model.layer2, model.layer3, model.layer4]):
+        first = stage[0]
+        stride = (1, 1) if index == 0 else (2, 2)
+        assert (first.conv1.stride, first.conv2.stride, first.downsample[0].stride) == ((1, 1), stride, stride)
+        if name.startswith("resnext"):
+            groups = int(name.split("_")[1].removesuffix("x4d"))
+            assert first.conv2.groups == groups and first.conv2.out_channels == groups * 4 * 2**index
+
+
+@pytest.mark.parametrize("name,gammas", [("resnet18", "bn2"), ("resnet50", "bn3"), ("resnext101_32x4d", "bn3")])
 def test_initial_values_of_goyal(name: str, gammas: str) -> None:
     model = build_model(name, num_classes=1000, image_sizes=[224])
     blocks = {n: m for n, m in model.named_modules() if n.endswith(gammas)}
@@ -47,11 +71,10 @@ def test_initial_values_of_goyal(name: str, gammas: str) -> None:
     assert all(m.weight.count_nonzero() == 0 for m in blocks.values())
     assert model.fc.weight.std().item() == pytest.approx(0.01, rel=0.01)
     assert model.fc.bias.count_nonzero() == 0
-
-
-def test_the_stride_is_in_the_3x3() -> None:
-    block = build_model("resnet50", num_classes=10, image_sizes=[224]).layer2[0]
-    assert (block.conv1.stride, block.conv2.stride) == ((1, 1), (2, 2))
+    for convolution in (m for m in model.modules() if isinstance(m, nn.Conv2d)):
+        kernel = convolution.kernel_size[0] * convolution.kernel_size[1]
+        he = (2 / (kernel * convolution.out_channels)) ** 0.5
+        assert convolution.weight.std().item() == pytest.approx(he, rel=0.1)
 
 
 @pytest.mark.parametrize(
