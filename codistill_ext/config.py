@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from codistill_ext.schedules import Schedule
 from codistill_ext.topology import peers_of_each
 
 FLAG_PREFIX = "codistill_"
@@ -49,7 +50,9 @@ class CodistillConfig:
         "the process group; or files, the same between separate jobs that share a directory",
         EXCHANGES,
     )
-    alpha: float = _option(1.0, "weight of the codistillation term")
+    alpha: float | str = _option(
+        1.0, "weight of the codistillation term, a number or a schedule such as 0~1@1000up (schedules.py)"
+    )
     burn_in: int = _option(0, "updates before the term is switched on")
     distill_every: int = _option(1, "use the term in every so-many-th update; in the others it costs nothing")
     divergence: str = _option(
@@ -118,6 +121,8 @@ class CodistillConfig:
     timeout: float = _option(1800.0, "seconds to wait for a peer before giving up with an error")
 
     def __post_init__(self) -> None:
+        # As a number if it is one, so that options are equal however they were written.
+        object.__setattr__(self, "alpha", self.alpha_schedule.plain)
         self._check_ranges()
         self._check_effects()
 
@@ -130,8 +135,6 @@ class CodistillConfig:
         for name, low in _LEAST.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{flag(name)} must be at least {low}, not {getattr(self, name)}")
-        if not self.alpha >= 0:
-            raise ValueError(f"{flag('alpha')} must be 0 or more, not {self.alpha}")
         for name in ("temperature", "timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{flag(name)} must be more than 0, not {getattr(self, name)}")
@@ -204,7 +207,15 @@ class CodistillConfig:
     @property
     def active(self) -> bool:
         """Whether any model may ever feel another."""
-        return self.models > 1 and self.alpha > 0
+        return self.models > 1 and max(self.alpha_schedule.values) > 0
+
+    @property
+    def alpha_schedule(self) -> Schedule:
+        """alpha_k of the paper's equation, but for ``burn_in`` and ``distill_every``."""
+        try:
+            return Schedule.parse(self.alpha)
+        except ValueError as error:
+            raise ValueError(f"{flag('alpha')}: {error}") from None
 
     @property
     def coordinated(self) -> bool:
@@ -241,7 +252,7 @@ class CodistillConfig:
                 continue
             group.add_argument(
                 flag(option.name),
-                type=option.type,  # a class: this module does not postpone annotations
+                type=argument_type(option),
                 default=option.default,
                 choices=option.metadata["choices"],
                 help=f"{option.metadata['help'].replace('%', '%%')} (default: {option.default})",
@@ -256,6 +267,12 @@ class CodistillConfig:
         """Pick the ``codistill_*`` entries out of a flat mapping; absent ones keep their defaults."""
         known = {option.name: FLAG_PREFIX + option.name for option in dataclasses.fields(cls)}
         return cls(**{name: values[key] for name, key in known.items() if key in values})
+
+
+def argument_type(option: "dataclasses.Field[Any]") -> type:
+    """What a command line reads the option as; text stands for a number or a schedule."""
+    assert not isinstance(option.type, str)  # this module does not postpone annotations
+    return option.type if isinstance(option.type, type) else str
 
 
 def flag(name: str) -> str:

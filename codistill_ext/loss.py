@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codistill_ext.config import CodistillConfig
+from codistill_ext.schedules import Curve
 from codistill_ext.topk import LEAST_LOGP, TopK, binned
 
 Target: TypeAlias = Tensor | TopK
@@ -125,6 +126,13 @@ def mean_prediction(teachers: Sequence[Target], kind: str, temperature: float = 
         return torch.stack([teacher.float() for teacher in teachers_NC]).mean(dim=0)
     logp = torch.stack([F.log_softmax(teacher.float() / temperature, dim=-1) for teacher in teachers_NC])
     return (logp.logsumexp(dim=0) - torch.log(logp.new_tensor(len(teachers_NC)))) * temperature
+
+
+def alpha_at(config: CodistillConfig, schedule: Curve, update: int) -> float:
+    """alpha_k of the equation at update k (from 0): the schedule, and 0 in the updates that go without the term."""
+    if update < config.burn_in or update % config.distill_every:
+        return 0.0
+    return schedule(update)
 
 
 def codistillation_term(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from codistill_ext.config import CodistillConfig
+from codistill_ext.config import CodistillConfig, flag
 from codistill_ext.exchange import (
     Batch,
     Exchange,
@@ -21,8 +21,8 @@ from codistill_ext.exchange import (
     describe_class,
 )
 from codistill_ext.groups import ModelGroups
-from codistill_ext.loss import CodistillTerm, codistillation_term
-from codistill_ext.schedules import alpha_at
+from codistill_ext.loss import CodistillTerm, alpha_at, codistillation_term
+from codistill_ext.schedules import Curve, Horizon
 
 DataParallel = Callable[[nn.Module, ModelGroups], nn.Module]
 
@@ -47,6 +47,8 @@ class CodistillParallel(nn.Module):
         description: how a peer builds this architecture; only where the models' architectures
             differ and their weights cross.
         build_peer: builds a peer's module from its description.
+        horizon: the length of the run, for an alpha with places in epochs, shares of the run or decays of the learning
+            rate; ``set_horizon`` does the same later.
 
     Raises:
         ValueError: the options, or the models where they must be alike, differ between ranks.
@@ -62,6 +64,7 @@ class CodistillParallel(nn.Module):
         data_parallel: DataParallel | None = None,
         description: ModelDescription | None = None,
         build_peer: PeerBuilder = copies_only,
+        horizon: Horizon | None = None,
     ) -> None:
         super().__init__()
         if config.models != groups.num_models:
@@ -81,8 +84,31 @@ class CodistillParallel(nn.Module):
         self.__dict__["_plain"] = module
         description = description or describe_class(module)
         self.exchange: Exchange | None = build_exchange(module, groups, config, description, build_peer)
+        self._alpha: Curve | None = None
+        if horizon is not None:
+            self.set_horizon(horizon)
         if self.exchange is not None and config.coordinated:
             _warn_if_identical(module, groups)
+
+    def set_horizon(self, horizon: Horizon) -> None:
+        """Say how long the run is, before the first mini-batch. Every rank of the job must call it.
+
+        Rank 0's word counts for all: alpha is the same function of the update for every model.
+
+        Raises:
+            ValueError: alpha does not fit the run.
+        """
+        if self.exchange is not None:
+            self._alpha = self.config.alpha_schedule.resolve(self.groups.gather(horizon)[0], flag("alpha"))
+
+    @property
+    def alpha(self) -> float:
+        """alpha_k, the weight of the term in the update that is now being made."""
+        if self.exchange is None:
+            return 0.0
+        if self._alpha is None:
+            self._alpha = self.config.alpha_schedule.resolve(Horizon(), flag("alpha"))
+        return alpha_at(self.config, self._alpha, self.updates)
 
     @property
     def plain(self) -> nn.Module:
@@ -115,7 +141,7 @@ class CodistillParallel(nn.Module):
         """
         if self.exchange is None:
             return codistillation_term(logits, [], self.config, alpha=0.0)
-        alpha = alpha_at(self.config, self.updates)
+        alpha = self.alpha
         student_NC = _rows(logits, mask)
         batch = Batch(inputs, student_NC, lambda output: _rows(self._logits_of(output), mask), self._autocast)
         teachers_NC = self.exchange.targets(batch, update=self.updates, wanted=alpha > 0)

@@ -1,7 +1,9 @@
 """(fairseq) ``--criterion codistill_label_smoothed_ce``: fairseq's criterion plus the codistillation term."""
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from fairseq.criterions import register_criterion
@@ -12,10 +14,15 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 from fairseq.logging import metrics
 from torch import Tensor, nn
 
-from codistill_ext.config import FLAG_PREFIX, CodistillConfig
+from codistill_ext.config import FLAG_PREFIX, CodistillConfig, argument_type, flag
 from codistill_ext.parallel import CodistillParallel
+from codistill_ext.schedules import Curve, Horizon, Schedule
 
 NAME = "codistill_label_smoothed_ce"
+LABEL_SMOOTHING = FLAG_PREFIX + "label_smoothing"
+_LABEL_SMOOTHING_HELP = (
+    "label smoothing in training as a schedule, such as 0.1~0@50%%; validation keeps --label-smoothing"
+)
 
 # The core declares the options; fairseq wants them as fields of the criterion.
 CodistillLabelSmoothedCEConfig = dataclasses.make_dataclass(
@@ -23,14 +30,36 @@ CodistillLabelSmoothedCEConfig = dataclasses.make_dataclass(
     [
         (
             FLAG_PREFIX + option.name,
-            option.type,
-            dataclasses.field(default=option.default, metadata={"help": option.metadata["help"].replace("%", "%%")}),
+            argument_type(option),
+            dataclasses.field(
+                default=argument_type(option)(option.default),
+                metadata={"help": option.metadata["help"].replace("%", "%%")},
+            ),
         )
         for option in dataclasses.fields(CodistillConfig)
-    ],
+    ]
+    + [(LABEL_SMOOTHING, str, dataclasses.field(default="", metadata={"help": _LABEL_SMOOTHING_HELP}))],
     bases=(LabelSmoothedCrossEntropyCriterionConfig,),
     namespace={"__module__": __name__},
 )
+
+
+def smoothing_schedule(cfg: Any) -> Schedule | None:
+    """The label smoothing in training, if it is not fairseq's constant.
+
+    Raises:
+        ValueError: it is no schedule, or not of shares of the mass.
+    """
+    text = getattr(cfg, LABEL_SMOOTHING)
+    if not text:
+        return None
+    try:
+        schedule = Schedule.parse(text)
+    except ValueError as error:
+        raise ValueError(f"{flag('label_smoothing')}: {error}") from None
+    if max(schedule.values) >= 1:
+        raise ValueError(f"{flag('label_smoothing')} must be less than 1 throughout, not {text}")
+    return schedule
 
 
 class _Recorder:
@@ -57,12 +86,36 @@ class CodistillLabelSmoothedCE(LabelSmoothedCrossEntropyCriterion):
     """
 
     models = 1
+    eps: float
+    smoothing_schedule: Schedule | None = None
+    _smoothing_at: Curve | None = None
 
     @classmethod
     def build_criterion(cls, cfg: Any, task: Any) -> "CodistillLabelSmoothedCE":
         criterion = cls(task, cfg.sentence_avg, cfg.label_smoothing, cfg.ignore_prefix_size, cfg.report_accuracy)
         criterion.models = cfg.codistill_models
+        criterion.smoothing_schedule = smoothing_schedule(cfg)
         return criterion
+
+    def set_horizon(self, horizon: Horizon) -> None:
+        """Say how long the run is, before the first batch.
+
+        Raises:
+            ValueError: the schedule does not fit the run.
+        """
+        if self.smoothing_schedule is not None:
+            self._smoothing_at = self.smoothing_schedule.resolve(horizon, flag("label_smoothing"))
+
+    @contextlib.contextmanager
+    def _smoothing(self, model: Any) -> Iterator[None]:
+        """The label smoothing in force; in validation fairseq's constant."""
+        constant = self.eps
+        if self._smoothing_at is not None and model.training:
+            self.eps = self._smoothing_at(model.updates)
+        try:
+            yield
+        finally:
+            self.eps = constant
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, Any, dict[str, Any]]:
         if model.training and self.models > 1 and not isinstance(model, CodistillParallel):
@@ -72,7 +125,8 @@ class CodistillLabelSmoothedCE(LabelSmoothedCrossEntropyCriterion):
                 f"`-m codistill_ext.hydra_train`"
             )
         recorder = _Recorder(model)
-        loss, sample_size, logging_output = super().forward(recorder, sample, reduce=reduce)
+        with self._smoothing(model):
+            loss, sample_size, logging_output = super().forward(recorder, sample, reduce=reduce)
         if not (isinstance(model, CodistillParallel) and model.training and model.exchange is not None):
             return loss, sample_size, logging_output
         if not model.in_step:  # fairseq's NaN detector repeats a batch on one model only

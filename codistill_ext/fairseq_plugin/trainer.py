@@ -34,6 +34,7 @@ from codistill_ext.job.partition import check_partition
 from codistill_ext.job.runlog import RunLog
 from codistill_ext.parallel import CodistillParallel
 from codistill_ext.sampling import data_seed
+from codistill_ext.schedules import Horizon
 
 _LOGGED = {"loss", "nll_loss", "codistill_loss", "lr", "gnorm", "ups", "wps", "loss_scale"}
 
@@ -120,6 +121,7 @@ class CodistillTrainer(Trainer):
     def train_step(self, samples: Any, raise_oom: bool = False) -> Any:
         """One update, and one step of the exchange whether or not the optimizer skipped it."""
         self.model.in_step = True
+        alpha = {"alpha": self.model.alpha} if self.config.active else {}
         # A batch that one model gives up for want of memory would leave its peers waiting.
         each_batch_counts = self.config.active and self.config.exchange == "predictions"
         output = super().train_step(samples, raise_oom=raise_oom or each_batch_counts)
@@ -128,7 +130,7 @@ class CodistillTrainer(Trainer):
             # Means since the last line; main resets them behind this.
             means = metrics.get_smoothed_values("train_inner")
             values = {key: float(value) for key, value in means.items() if key in _LOGGED}
-            self._log("train", values | {"lr": float(self.get_lr())})
+            self._log("train", values | {"lr": float(self.get_lr())} | alpha)
         return output
 
     def clip_grad_norm(self, clip_norm: float) -> Tensor:
@@ -159,8 +161,22 @@ class CodistillTrainer(Trainer):
             if self.config.disjoint and kwargs.get("load_dataset", True):
                 kwargs["load_dataset"] = False
                 self._load_own_part(epoch, combine=kwargs.get("combine", True), selector=kwargs.get("data_selector"))
-            self._batches_made = True
-            return super().get_train_iterator(epoch, **kwargs)
+            batches = super().get_train_iterator(epoch, **kwargs)
+        if not self._batches_made:
+            horizon = self._horizon(len(batches))
+            self.model.set_horizon(horizon)
+            self._criterion.set_horizon(horizon)
+        self._batches_made = True
+        return batches
+
+    def _horizon(self, batches_an_epoch: int) -> Horizon:
+        """The length of the run in updates, as far as the options say it."""
+        options = self.cfg.optimization
+        updates_an_epoch, limits = None, [options.max_update] if options.max_update else []
+        if len(set(options.update_freq)) == 1:
+            updates_an_epoch = -(-batches_an_epoch // options.update_freq[0])
+            limits += [options.max_epoch * updates_an_epoch] if options.max_epoch else []
+        return Horizon(updates=min(limits, default=None), updates_an_epoch=updates_an_epoch)
 
     def _load_own_part(self, epoch: int, *, combine: bool, selector: Any) -> None:
         """As fairseq loads the training data, and then only this model's part of it."""

@@ -23,8 +23,8 @@ def test_every_option_is_a_flag_and_survives_the_command_line() -> None:
     ("options", "message"),
     [
         ({"models": 0}, "--codistill-models must be at least 1, not 0"),
-        ({"models": 2, "alpha": -1.0}, "--codistill-alpha must be 0 or more, not -1"),
-        ({"models": 2, "alpha": float("nan")}, "--codistill-alpha must be 0 or more, not nan"),
+        ({"models": 2, "alpha": -1.0}, "--codistill-alpha: expected numbers of 0 or more, as in"),
+        ({"models": 2, "alpha": float("nan")}, "or 0.1~0@50%; got 'nan'"),
         ({"models": 2, "divergence": "kl"}, "--codistill-divergence is one of kl_teacher_student"),
         ({"models": 2, "temperature": 0.0}, "--codistill-temperature must be more than 0"),
         ({"models": 2, "period": 10}, "--codistill-period 10 has no effect with --codistill-exchange predictions"),

@@ -4,10 +4,12 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from codistill_ext.criterions.codistill_label_smoothed_ce import smoothing_schedule
 from tests.commands import run, script, torchrun
 from tests.fairseq_plugin.commands import CRITERION, SMALL, STOCK, same_bits, train, weights
 
@@ -214,3 +216,30 @@ def test_resuming_another_run_is_refused(
 ) -> None:
     shutil.copytree(codistilled[0], tmp_path / "run")
     assert message in train(data_bin, tmp_path / "run", *options, "--max-update", "14", processes=processes, fails=True)
+
+
+def test_alpha_and_label_smoothing_follow_their_schedules(data_bin: Path, tmp_path: Path) -> None:
+    schedules = ["--codistill-alpha", "0~1@10up", "--codistill-label-smoothing", "0.1,0@50%", "--label-smoothing", "0"]
+    train(data_bin, tmp_path, *TWO, *schedules, "--max-update", "12", processes=2)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for index in range(2):
+        trained = [line for line in lines if f"model{index}/train/alpha" in line]
+        alphas = {line["update"]: line[f"model{index}/train/alpha"] for line in trained}
+        assert alphas == pytest.approx({2: 0.1, 4: 0.3, 6: 0.5, 8: 0.7, 10: 0.9, 12: 1})
+        gaps = {
+            line["update"]: line[f"model{index}/train/loss"] - line[f"model{index}/train/nll_loss"]
+            for line in lines
+            if f"model{index}/train/loss" in line
+        }
+        assert all(gaps[update] != 0 for update in (2, 4, 6)) and gaps[8] == gaps[10] == gaps[12] == 0
+        (valid,) = [line for line in lines if f"model{index}/valid/loss" in line]
+        assert valid[f"model{index}/valid/loss"] == valid[f"model{index}/valid/nll_loss"]
+
+
+def test_a_label_smoothing_that_does_not_fit_is_refused(data_bin: Path, tmp_path: Path) -> None:
+    options = ["--codistill-label-smoothing", "0.1,0", "--max-update", "2"]
+    message = "--codistill-label-smoothing 0.1,0: 2 values without places change where"
+    assert message in train(data_bin, tmp_path, *CRITERION, *options, fails=True)
+    for text, message in [("fast", "expected numbers"), ("1,0@5up", "must be less than 1 throughout")]:
+        with pytest.raises(ValueError, match=f"--codistill-label-smoothing.*{message}"):
+            smoothing_schedule(SimpleNamespace(codistill_label_smoothing=text))
