@@ -103,7 +103,7 @@ class CodistillParallel(nn.Module):
 
     @property
     def alpha(self) -> float:
-        """alpha_k, the weight of the term in the update that is now being made."""
+        """alpha_k, the weight of the term in the update that is now being made; 0 where nothing crosses."""
         if self.exchange is None:
             return 0.0
         if self._alpha is None:

@@ -14,12 +14,13 @@ from codistill_ext.groups import ModelGroups, model_directory
 from codistill_ext.job.resume import Saved, agree, make_current
 from codistill_ext.job.storage import load_whole, previous_path, save_checkpoint
 from vision.datasets import Data
+from vision.options import plain_options
 
 # What must be the same for a resumed run to be the same run.
 _FIXED = (
-    "dataset train_fraction model batch_size train_crop_size amp amp_dtype channels_last seed label_smoothing "
-    "momentum weight_decay norm_weight_decay epochs lr lr_scheduler lr_milestones lr_gamma lr_min "
-    "lr_warmup_epochs lr_warmup_decay"
+    "dataset train_fraction model batch_size accumulate train_crop_size amp amp_dtype channels_last seed "
+    "label_smoothing momentum weight_decay norm_weight_decay budget epochs eval_every lr lr_scheduler lr_milestones "
+    "lr_gamma lr_min lr_warmup_epochs lr_warmup_decay"
 ).split()
 _FIXED_IN_TESTS = ("dataset", "model", "classes")
 
@@ -30,7 +31,8 @@ def checkpoint_path(directory: Path, model_index: int) -> Path:
 
 def identity(args: argparse.Namespace, data: Data) -> dict[str, Any]:
     """The options and the data that a checkpoint belongs to; the coupling checks models and ranks itself."""
-    values = {name: getattr(args, name) for name in _FIXED}
+    options = plain_options(args)
+    values = {name: options[name] for name in _FIXED}
     return values | {"classes": data.num_classes, "training_samples": len(data.train)}
 
 

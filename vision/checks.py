@@ -12,8 +12,8 @@ from vision.models import model_names
 
 _IMAGE_SIZES = ("val_resize_size", "val_crop_size", "train_crop_size")
 _TRAINING = (
-    "train_fraction epochs max_updates lr lr_scheduler lr_milestones lr_gamma lr_min lr_warmup_epochs lr_warmup_decay "
-    "momentum weight_decay norm_weight_decay label_smoothing save_every_updates print_freq"
+    "train_fraction accumulate budget epochs max_updates lr lr_scheduler lr_milestones lr_gamma lr_min "
+    "lr_warmup_epochs lr_warmup_decay momentum weight_decay norm_weight_decay label_smoothing eval_every save_every_updates print_freq"
 ).split()
 _FLAGS = {"weight_decay": "--weight-decay"}
 
@@ -35,18 +35,20 @@ def check_options(args: argparse.Namespace, given: set[str]) -> None:
 
 
 def _check_values(args: argparse.Namespace) -> None:
-    for name in ("batch_size", "epochs", "print_freq", "max_updates", "save_every_updates", *_IMAGE_SIZES):
+    for name in ("batch_size", "accumulate", "eval_every", "print_freq", "max_updates", "save_every_updates"):
         _require(args, name, "at least 1", lambda value: value >= 1)
-    for name in ("workers", "seed", "weight_decay", "norm_weight_decay", "lr_min", "lr_warmup_epochs"):
+    for name in _IMAGE_SIZES:
+        _require(args, name, "at least 1", lambda value: value >= 1)
+    for name in ("workers", "seed", "lr_min", "lr_warmup_epochs"):
         _require(args, name, "0 or more", lambda value: value >= 0)
-    _require(args, "lr", "more than 0", lambda value: value > 0)
+    for name in ("lr", "epochs"):
+        _require(args, name, "more than 0", lambda value: value > 0)
     _require(args, "momentum", "between 0 and 1, both excluded (Nesterov)", lambda value: 0 < value < 1)
-    _require(args, "label_smoothing", "0 or more and less than 1", lambda value: 0 <= value < 1)
+    _require(args, "label_smoothing", "less than 1 throughout", lambda schedule: max(schedule.values) < 1)
     _require(args, "lr_gamma", "more than 0", lambda value: value > 0)
     _require(args, "lr_warmup_decay", "between 0 and 1", lambda value: 0 <= value <= 1)
     _require(args, "lr_min", f"at most --lr {args.lr}", lambda value: value <= args.lr)
-    _require(args, "lr_warmup_epochs", f"at most --epochs {args.epochs}", lambda value: value <= args.epochs)
-    _require(args, "lr_milestones", "ascending and positive", lambda v: v == sorted(v) and v[0] > 0)
+    _require(args, "lr_warmup_epochs", f"at most --epochs {args.epochs:g}", lambda value: value <= args.epochs)
     if args.val_resize_size < args.val_crop_size:
         raise ValueError(
             f"--val-resize-size must be at least --val-crop-size, not {args.val_resize_size} and "
@@ -84,10 +86,10 @@ def _check_effects(args: argparse.Namespace, given: set[str]) -> None:
         refuse(["lr_warmup_decay"], "without --lr-warmup-epochs")
     if not args.amp:
         refuse(["amp_dtype"], "without --amp")
-    unreached = [m for m in args.lr_milestones if m >= args.epochs]
+    unreached = [place for place in args.lr_milestones if place.unit == "ep" and place.amount >= args.epochs]
     if "lr_milestones" in given and unreached:
         raise ValueError(
-            f"--lr-milestones {' '.join(f'{m:g}' for m in unreached)} has no effect in {args.epochs} epochs: "
+            f"--lr-milestones {' '.join(map(str, unreached))} has no effect in {args.epochs:g} epochs: "
             "leave it out or train longer"
         )
 

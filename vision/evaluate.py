@@ -52,6 +52,18 @@ def evaluate_together(module: nn.Module, loader: Any, groups: ModelGroups, place
     return summary
 
 
+def evaluate_here(module: nn.Module, loader: Any, groups: ModelGroups, place: Place) -> dict[str, float]:
+    """This model's figures, and those of all models where they are trained in one job.
+
+    All ranks of the job must call it.
+    """
+    if groups.peer_group is None:
+        return evaluate(module, loader, groups, place)
+    together = evaluate_together(module, loader, groups, place)
+    mine: dict[str, float] = together["models"][groups.model_index]
+    return mine | {name: together[name] for name in ("ensemble_top1", "agreement")}
+
+
 class _Totals:
     """Sums over samples, first of this rank, then of the model's ranks."""
 

@@ -7,10 +7,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from codistill_ext.config import CodistillConfig
 from codistill_ext.job.settings import read_settings, to_flags
+from codistill_ext.schedules import Place, Schedule
+from vision.budget import BUDGETS
 from vision.checks import check_options
+from vision.hyperparameters import GOYAL_MILESTONES
 from vision.subset import fraction
 
 DATASETS = ("imagenet", "cifar10")
@@ -102,6 +106,35 @@ def _given(argv: Sequence[str] | None) -> set[str]:
     return {name for name, value in vars(parser.parse_args(argv, occupied)).items() if value is not unset}
 
 
+def plain_options(args: argparse.Namespace) -> dict[str, Any]:
+    """All options as numbers, texts and lists of them, for files."""
+    return {name: _plain(value) for name, value in vars(args).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Schedule):
+        return value.plain
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, bool | int | float | None) else str(value)
+
+
+def schedule(text: str) -> Schedule:
+    """The type of scheduled options on the command line."""
+    try:
+        return Schedule.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def place(text: str) -> Place:
+    """The type of places in a run; a bare number is an epoch."""
+    try:
+        return Place.parse(text, unit="ep")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=DATASETS, default="imagenet")
@@ -120,6 +153,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "passes (default: 1)",
     )
     group.add_argument("-b", "--batch-size", type=int, default=32, help="images a process (default: 32)")
+    group.add_argument(
+        "--accumulate", type=int, default=1, metavar="N", help="mini-batches of an update, in turn (default: 1)"
+    )
     group.add_argument(
         "-j", "--workers", type=int, help="loading processes (default: 4; 0 for cifar10, which is in memory)"
     )
@@ -145,29 +181,52 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_optimizer(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimizer (SGD with Nesterov momentum)")
     group.add_argument("--momentum", type=float, default=0.9, help="default: 0.9")
-    group.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, default=1e-4)
+    group.add_argument(
+        "--wd",
+        "--weight-decay",
+        dest="weight_decay",
+        type=schedule,
+        default="1e-4",
+        metavar="SCHEDULE",
+        help="a number, or a schedule such as 1e-4,1e-5,0: the next value at each decay of the learning rate "
+        "(default: 1e-4)",
+    )
     group.add_argument(
         "--norm-weight-decay",
-        type=float,
-        default=0.0,
+        type=schedule,
+        default="0",
+        metavar="SCHEDULE",
         help="weight decay of normalisation layers' gamma and beta (default: 0, as Goyal et al.)",
     )
-    group.add_argument("--label-smoothing", type=float, default=0.0, help="default: 0")
+    group.add_argument(
+        "--label-smoothing",
+        type=schedule,
+        default="0",
+        metavar="SCHEDULE",
+        help="a number, or a schedule such as 0.1~0@50%%: a straight line (default: 0)",
+    )
 
 
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("schedule (set at every update)")
-    group.add_argument("--epochs", type=int, default=90, help="default: 90")
+    group.add_argument("--epochs", type=float, default=90.0, help="fractions are allowed (default: 90)")
+    group.add_argument(
+        "--budget",
+        choices=BUDGETS,
+        default="equal-epochs",
+        help="equal-epochs: each model trains --epochs; equal-updates: n models share the work of one, so each trains "
+        "1/n of --epochs, and warm-up, milestones and places in epochs shrink with it (default: equal-epochs)",
+    )
     group.add_argument("--max-updates", type=int, help="stop after so many updates, wherever the epoch is")
     group.add_argument("--lr", type=float, default=0.1, help="rate after the warm-up (default: 0.1)")
     group.add_argument("--lr-scheduler", choices=SCHEDULERS, default="multisteplr", help="default: multisteplr")
     group.add_argument(
         "--lr-milestones",
-        type=float,
+        type=place,
         nargs="+",
-        default=[30.0, 60.0, 80.0],
+        default=list(GOYAL_MILESTONES),
         metavar="EPOCH",
-        help="multisteplr: when the rate drops (default: 30 60 80)",
+        help="multisteplr: when the rate drops, in epochs of --epochs, or as 18of45, 40%%, 2000up (default: 30 60 80)",
     )
     group.add_argument("--lr-gamma", type=float, default=0.1, help="multisteplr: factor (default: 0.1)")
     group.add_argument("--lr-min", type=float, default=0.0, help="cosineannealinglr: last (default: 0)")
@@ -190,6 +249,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="continue the run in --output-dir if there is one (auto), or in another run's directory",
     )
     group.add_argument("--save-every-updates", type=int, help="checkpoint within epochs too")
+    group.add_argument("--eval-every", type=int, default=1, metavar="EPOCHS", help="validate and save (default: 1)")
     group.add_argument("--print-freq", type=int, default=50, help="log every so many updates (default: 50)")
     group.add_argument("--test-only", action="store_true", help="evaluate --resume PATH and stop")
     group.add_argument("--seed", type=int, default=0, help="of weights and data (default: 0)")

@@ -19,7 +19,7 @@ from vision.datasets import Data, load_data
 from vision.device import Place, start_process_group
 from vision.evaluate import evaluate_together, validation_loader
 from vision.models import build_model
-from vision.options import Options
+from vision.options import Options, plain_options
 from vision.trainer import Trainer
 
 
@@ -117,7 +117,9 @@ def _prepare_training(setting: Setting) -> Callable[[], None]:
         trainer.restore(setting.saved)
 
     def train() -> None:
-        log.write_config(_plain(setting.args))
+        log.write_config(plain_options(setting.args) | {"work": trainer.budget.to_dict()})
+        if setting.groups.rank == 0:
+            print(trainer.budget, flush=True)
         trainer.train()
         trainer.model.close()
         summary = _summarise(setting, trainer)
@@ -136,7 +138,7 @@ def _summarise(setting: Setting, trainer: Trainer) -> dict[str, Any]:
     exchange = trainer.model.exchange
     mine = {
         "model": groups.model_index,
-        "history": trainer.history,
+        "history": trainer.report.history,
         "traffic": {} if exchange is None else exchange.traffic.to_dict(),
     }
     everyone = groups.gather(mine)
@@ -145,20 +147,17 @@ def _summarise(setting: Setting, trainer: Trainer) -> dict[str, Any]:
         summary["models"][here.index(rank["model"])] |= {"model": rank["model"]} | _of_history(rank["history"])
     summary["bytes"] = dict(sum((Counter(rank["traffic"]) for rank in everyone), Counter()))
     summary["updates"] = trainer.progress.update
+    summary["work"] = trainer.budget.to_dict(trainer.progress.update)
     summary["seconds"] = round(trainer.seconds, 1)
-    summary["args"] = _plain(setting.args)
+    summary["args"] = plain_options(setting.args)
     return summary
 
 
 def _of_history(history: list[dict[str, float]]) -> dict[str, Any]:
-    """Goyal et al. quote the median of the last five epochs, which the last epoch's luck does not move."""
+    """Goyal et al. quote the median of the last five epochs (here validations), not moved by the last one's luck."""
     if not history:
         return {"history": []}
     return {"median_top1": statistics.median(epoch["top1"] for epoch in history[-5:]), "history": history}
-
-
-def _plain(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
 
 
 def print_summary(summary: dict[str, Any]) -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from codistill_ext.config import CodistillConfig
 from codistill_ext.groups import ModelGroups
@@ -21,16 +18,18 @@ from codistill_ext.job.partition import check_partition
 from codistill_ext.job.runlog import RunLog
 from codistill_ext.parallel import CodistillParallel
 from codistill_ext.sampling import CodistillSampler, model_seed, sample_seed
+from codistill_ext.schedules import Horizon
 from vision import checkpointing
-from vision.averages import Averages
+from vision.budget import Budget
 from vision.datasets import Data, KeySampler
 from vision.device import Place
-from vision.evaluate import evaluate, validation_loader
+from vision.evaluate import validation_loader
+from vision.hyperparameters import HyperParameters, lr_decays
 from vision.models import build_described, build_model, describe_model
-from vision.optim import build_optimizer, build_schedule, set_lr
+from vision.optim import build_optimizer
+from vision.report import Report
+from vision.step import Step
 from vision.subset import describe_samples, training_samples
-
-_AVERAGES = ("loss", "codistill_loss", "divergence", "top1")
 
 
 @dataclass
@@ -61,42 +60,48 @@ class Trainer:
         data: Data,
         log: RunLog,
     ) -> None:
-        self.args, self.groups, self.place, self.data, self.log = args, groups, place, data, log
+        self.args, self.groups, self.place, self.data = args, groups, place, data
         # A model's own seed is of its weights and dropout; the data's is the job's.
         own_seed = model_seed(seed, groups.model_index) if args.seed == seed else args.seed
         torch.manual_seed(own_seed)
         module = build_model(args.model, num_classes=data.num_classes, image_sizes=data.image_sizes)
-        module = place.put_module(module)
-        description = describe_model(args.model, num_classes=data.num_classes, image_sizes=data.image_sizes)
-        self.model = CodistillParallel(
-            module,
-            groups,
-            config,
-            description=description,
-            build_peer=lambda peer: place.put_module(build_described(peer, num_classes=data.num_classes)),
-        )
-        self.optimizer = build_optimizer(
-            module,
-            lr=args.lr,
-            momentum=args.momentum,
-            weight_decay=args.weight_decay,
-            norm_weight_decay=args.norm_weight_decay,
-        )
-        self.lr_at = build_schedule(args)
         self.sampler = self._build_sampler(config, seed)
+        self.budget = Budget.of(args, groups, self.sampler)
+        horizon = self.budget.horizon(lr_decays(args, self.budget.horizon()))
+        self.model = self._wrap(place.put_module(module), config, horizon)
+        self.optimizer = build_optimizer(self.model.plain, momentum=args.momentum)
         self.train_loader = self._build_train_loader()
         self.valid_loader = validation_loader(
             data.valid, groups, place, batch_size=args.batch_size, workers=args.workers
         )
         self.batches_an_epoch = -(-len(self.sampler) // args.batch_size)
+        self.report = Report(
+            self.model,
+            groups=groups,
+            place=place,
+            log=log,
+            valid_loader=self.valid_loader,
+            budget=self.budget,
+            print_freq=args.print_freq,
+        )
+        self.step = Step(self.model, self.optimizer, HyperParameters.of(args, horizon), place, self.report)
         self.progress = Progress()
+        self._settings: dict[str, float] = {}
         self._start = time.perf_counter()
         self._seconds_before = 0.0
-        self.epoch_averages = Averages(_AVERAGES, place.device)
-        self.recent_averages = Averages(_AVERAGES, place.device)
-        self.history: list[dict[str, float]] = []
         # Ranks of a model must not drop the same units.
         torch.manual_seed(sample_seed(own_seed, 0, groups.data_rank))
+
+    def _wrap(self, module: nn.Module, config: CodistillConfig, horizon: Horizon) -> CodistillParallel:
+        place, classes = self.place, self.data.num_classes
+        return CodistillParallel(
+            module,
+            self.groups,
+            config,
+            description=describe_model(self.args.model, num_classes=classes, image_sizes=self.data.image_sizes),
+            build_peer=lambda peer: place.put_module(build_described(peer, num_classes=classes)),
+            horizon=horizon,
+        )
 
     def _build_sampler(self, config: CodistillConfig, seed: int) -> CodistillSampler:
         """An epoch is as long as the full data whatever a model has of it, and so are schedules and the number of
@@ -125,82 +130,63 @@ class Trainer:
     @property
     def done(self) -> bool:
         limit = self.args.max_updates
-        enough = limit is not None and self.progress.update >= limit
-        return bool(enough or self.progress.epoch >= self.args.epochs)
+        return self.complete or (limit is not None and self.progress.update >= limit)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole budget is spent, and the run not only stopped by --max-updates."""
+        return self.progress.update >= self.budget.updates
 
     def train(self) -> None:
         if self.groups.is_lead and len(self.sampler.samples) < len(self.data.train):
             print(describe_samples(self.sampler, len(self.data.train), self.groups.model_index), flush=True)
         while not self.done:
-            start = time.perf_counter()
             self._train_epoch()
-            self._finish_epoch(time.perf_counter() - start)
 
     def _train_epoch(self) -> None:
-        """The rest of the current epoch, or as much of it as --max-updates allows."""
+        """The rest of the current epoch, or as much of it as the run still has."""
         progress = self.progress
         self.sampler.set_epoch(progress.epoch)
         self.sampler.set_position(progress.batch * self.args.batch_size)
         self.model.train()
-        for images, labels in self._with_bar(self.train_loader):
+        loader = self.report.bar(
+            self.train_loader, epoch=progress.epoch, done=progress.batch, total=self.batches_an_epoch
+        )
+        for images, labels in loader:
             self._train_batch(*self.place.put(images, labels))
             progress.batch += 1
-            progress.update += 1
-            self._log_recent()
-            if self.done:
-                break
-            if self._is_time_to_save():
-                self.save()
+            if progress.batch % self.args.accumulate == 0 or progress.batch == self.batches_an_epoch:
+                self._finish_update()
+                if self.done:
+                    return
 
     def _train_batch(self, images: Tensor, labels: Tensor) -> None:
-        """One update by the equation of section 1: task loss + alpha * mean divergence to the peers."""
-        set_lr(self.optimizer, self.lr_at(self.progress.epoch + self.progress.batch / self.batches_an_epoch))
-        with self.place.autocast():
-            logits = self.model(images)
-        logits = logits.float()
-        task_loss = F.cross_entropy(logits, labels, label_smoothing=self.args.label_smoothing)
-        term = self.model.codistill(images, logits)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(task_loss + term.loss)
-        self.optimizer.step()
-        self.model.after_update()
-        top1 = 100 * (logits.argmax(dim=1) == labels).double().mean()
-        for averages in (self.epoch_averages, self.recent_averages):
-            averages.add(len(labels), task_loss, term.loss, term.divergence, top1)
+        batch, accumulate, size = self.progress.batch, self.args.accumulate, self.args.batch_size
+        if batch % accumulate == 0:
+            self._settings = self.step.settings(self.progress.update)
+        rest = self.budget.rank_images - batch // accumulate * accumulate * size
+        self.step.train(
+            images,
+            labels,
+            update=self.progress.update,
+            share=len(labels) / min(rest, accumulate * size),
+            first=batch % accumulate == 0,
+            last=(batch + 1) % accumulate == 0 or batch + 1 == self.batches_an_epoch,
+        )
 
-    def _log_recent(self) -> None:
+    def _finish_update(self) -> None:
+        """Log, validate and save where it is time to. All models are at the same place."""
         progress = self.progress
-        if progress.update % self.args.print_freq:
-            return
-        means = self.recent_averages.means(self.groups)
-        self.recent_averages.restart()
-        values = {f"train/{name}": value for name, value in means.items()}
-        values["train/lr"] = self.optimizer.param_groups[0]["lr"]
-        values |= self.model.report()
-        self.log.log(values, update=progress.update, epoch=progress.epoch + progress.batch / self.batches_an_epoch)
-
-    def _is_time_to_save(self) -> bool:
-        every = self.args.save_every_updates
-        return every is not None and self.progress.update % every == 0 and self.progress.batch < self.batches_an_epoch
-
-    def _finish_epoch(self, seconds: float) -> None:
-        """Validate without the codistillation term, report, and save."""
-        progress = self.progress
-        train = self.epoch_averages.means(self.groups)
-        valid = evaluate(self.model.plain, self.valid_loader, self.groups, self.place)
-        where = progress.epoch + progress.batch / self.batches_an_epoch
-        names = {"top1": "valid/top1", "top5": "valid/top5", "valid_loss": "valid/loss"}
-        self.log.log({names[name]: value for name, value in valid.items()}, update=progress.update, epoch=where)
-        if self.groups.is_lead:
-            print(
-                _epoch_line(self.groups.model_index, where, self.args.epochs, train, valid, seconds),
-                flush=True,
-            )
+        progress.update += 1
         if progress.batch == self.batches_an_epoch:
-            self.history.append({f"train_{n}": v for n, v in train.items()} | valid)
-            self.epoch_averages.restart()
             progress.epoch, progress.batch = progress.epoch + 1, 0
-        self.save()
+        self.report.after_update(progress.update, self._settings)
+        at_epoch = progress.batch == 0 and progress.epoch % self.args.eval_every == 0
+        if at_epoch or self.done:
+            self.report.validate(progress.update, self._settings, keep=at_epoch or self.complete)
+        every = self.args.save_every_updates
+        if at_epoch or self.done or (every is not None and progress.update % every == 0):
+            self.save()
 
     def save(self) -> None:
         """All ranks of all models must call it at the same update."""
@@ -212,9 +198,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "codistill": self.model.codistill_state_dict(),
-            "epoch_averages": self.epoch_averages.total(self.groups).cpu(),
-            "recent_averages": self.recent_averages.total(self.groups).cpu(),
-            "history": self.history,
+            **self.report.state_dict(),
         }
         path = checkpointing.checkpoint_path(self.args.output_dir, self.groups.model_index)
         checkpointing.save(path, state, self.groups, self.place.device)
@@ -227,31 +211,6 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.model.load_codistill_state_dict(state["codistill"])
         self.progress = Progress(**state["progress"])
-        self.history = state["history"]
+        self.report.load_state_dict(state)
         self._seconds_before = state["seconds"]
-        if self.groups.is_lead:
-            self.epoch_averages.restart(state["epoch_averages"])
-            self.recent_averages.restart(state["recent_averages"])
         checkpointing.restore_random_state(state, self.groups, self.place.device)
-
-    def _with_bar(self, loader: Any) -> Any:
-        """Progress on a terminal, for model 0 alone."""
-        return tqdm(
-            loader,
-            desc=f"epoch {self.progress.epoch + 1}/{self.args.epochs}",
-            initial=self.progress.batch,
-            total=self.batches_an_epoch,
-            unit="batch",
-            leave=False,
-            disable=self.groups.rank != 0 or not sys.stderr.isatty(),
-        )
-
-
-def _epoch_line(
-    index: int, epoch: float, epochs: int, train: dict[str, float], valid: dict[str, float], seconds: float
-) -> str:
-    return (
-        f"model {index}  epoch {epoch:.4g}/{epochs}  train loss {train['loss']:.3f} + codistillation "
-        f"{train['codistill_loss']:.3f}, top-1 {train['top1']:.1f} %  "
-        f"valid loss {valid['valid_loss']:.3f}, top-1 {valid['top1']:.2f} %  {seconds:.1f} s"
-    )

@@ -23,9 +23,9 @@ def settings(tmp_path: Path) -> list[str]:
 
 def test_each_model_gets_its_own_options(settings: list[str]) -> None:
     first, second = parse_options(build_parser(), [*TWO, *settings]).models
-    assert (first.model, first.lr, first.weight_decay, first.seed) == ("resnet8_stride2", 0.05, 1e-4, 0)
-    assert (second.model, second.lr, second.weight_decay, second.seed) == ("resnet20", 0.01, 0.001, 9)
-    assert second.label_smoothing == 0.1 and second.batch_size == first.batch_size
+    assert (first.model, first.lr, first.weight_decay.plain, first.seed) == ("resnet8_stride2", 0.05, 1e-4, 0)
+    assert (second.model, second.lr, second.weight_decay.plain, second.seed) == ("resnet20", 0.01, 0.001, 9)
+    assert second.label_smoothing.plain == 0.1 and second.batch_size == first.batch_size
 
 
 @pytest.mark.parametrize(
