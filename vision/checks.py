@@ -13,7 +13,8 @@ from vision.models import model_names
 _IMAGE_SIZES = ("val_resize_size", "val_crop_size", "train_crop_size")
 _TRAINING = (
     "train_fraction accumulate budget epochs max_updates lr lr_scheduler lr_milestones lr_gamma lr_min "
-    "lr_warmup_epochs lr_warmup_decay momentum weight_decay norm_weight_decay label_smoothing eval_every save_every_updates print_freq"
+    "lr_warmup_epochs lr_warmup_decay momentum weight_decay norm_weight_decay label_smoothing eval_every "
+    "save_every_updates print_freq"
 ).split()
 _FLAGS = {"weight_decay": "--weight-decay"}
 
