@@ -61,13 +61,19 @@ def raw_summary(directory: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     """
     summary = read_json(directory / "summary.json", "the run has not ended")
     finals = {key: value for key, value in summary.items() if key not in ("args", "models")}
-    models = [{k: v for k, v in model.items() if k != "history"} for model in summary["models"]]
+    models = [_without_history(model) for model in summary["models"]]
     curves = {
         key: [list(axis) for axis in zip(*thin(curve), strict=True)]
         for key, curve in sorted(read_curves(directory / "metrics.jsonl").items())
         if key.partition("/")[2] in CURVE_KEYS
     }
     return {**about, "args": summary.get("args", {}), "finals": finals, "models": models, "curves": curves}
+
+
+def _without_history(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Its last epoch is kept: the training loss is there."""
+    kept = {key: value for key, value in model.items() if key != "history"}
+    return kept | ({"last": model["history"][-1]} if model.get("history") else {})
 
 
 def write_raw_summary(path: Path, raw: Mapping[str, Any]) -> None:

@@ -1,0 +1,154 @@
+"""Figures that can be read in black and white: lines differ in style, marker and shade."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas
+
+from recipes.frames import Runs, by_arm
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+# Told apart without colour; with it, a palette that colour-blind readers can use (Okabe and Ito).
+STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "#000000", "linestyle": "-", "marker": "o"},
+    {"color": "#D55E00", "linestyle": "--", "marker": "s"},
+    {"color": "#0072B2", "linestyle": "-.", "marker": "^"},
+    {"color": "#009E73", "linestyle": ":", "marker": "D"},
+    {"color": "#CC79A7", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "v"},
+    {"color": "#7F7F7F", "linestyle": (0, (1, 1)), "marker": "x"},
+    {"color": "#56B4E9", "linestyle": (0, (8, 3)), "marker": "P"},
+    {"color": "#E69F00", "linestyle": (0, (3, 1, 1, 1)), "marker": "*"},
+)
+MARKERS_A_LINE = 8
+LABELS = {
+    "train/loss": "training loss (task)",
+    "train/nll_loss": "training NLL",
+    "train/codistill_loss": "codistillation loss",
+    "train/top1": "training top-1 (%)",
+    "train/lr": "learning rate",
+    "train/weight_decay": "weight decay",
+    "train/alpha": "alpha",
+    "train/distance_from_start": "distance from the initial weights",
+    "train/staleness": "staleness (updates)",
+    "valid/top1": "validation top-1 (%)",
+    "valid/loss": "validation loss",
+    "valid/nll_loss": "validation NLL",
+    "mean_top1": "top-1, mean of the models (%)",
+    "top1": "top-1 of model 0 (%)",
+    "ensemble_top1": "top-1 of the ensemble (%)",
+    "train_fraction": "part of the training data",
+    "lr": "learning rate",
+    "batch_size": "images a worker",
+    "codistill_period": "period (updates)",
+    "codistill_models": "models",
+    "codistill_distill_every": "codistillation term every ... updates",
+    "codistill_topk": "outputs sent (top-k)",
+}
+
+
+def label(name: str) -> str:
+    return LABELS.get(name, name.replace("_", " "))
+
+
+def panels(count: int, *, columns: int = 3) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels; the places left over are empty."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(4.6 * columns, 3.6 * rows), layout="constrained")
+    flat = [axes] if count == 1 else list(axes.flat)
+    for axis in flat[count:]:
+        axis.set_visible(False)
+    return figure, flat[:count]
+
+
+def line(axis: Axes, xs: Sequence[float], ys: Sequence[float], index: int, name: str) -> None:
+    """A line in the style of its place; markers here and there, not at the same places as its neighbours'."""
+    every = max(1, len(xs) // MARKERS_A_LINE)
+    style = STYLES[index % len(STYLES)]
+    axis.plot(xs, ys, label=name, markersize=4, markevery=(index % every, every), linewidth=1.4, **style)
+
+
+def save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Software": None})  # so that the same runs give the same file
+    pyplot.close(figure)
+
+
+def matching(arms: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """Arms in the order of the patterns (``less_data_*``) that they match."""
+    known = list(dict.fromkeys(arms))
+    found = [arm for pattern in patterns for arm in known if fnmatch.fnmatchcase(arm, pattern)]
+    return list(dict.fromkeys(found))
+
+
+def mean_curve(curves: pandas.DataFrame, arm: str, key: str) -> pandas.DataFrame:
+    """Mean and standard error over seeds (of the mean over models), by update."""
+    chosen = curves[(curves["arm"] == arm) & (curves["key"] == key)]
+    seeds = chosen.groupby(["update", "seed"])["value"].mean()
+    grouped = seeds.groupby("update")
+    frame = pandas.DataFrame({"mean": grouped.mean(), "se": grouped.sem(), "seeds": grouped.count()})
+    return frame[frame["seeds"] == frame["seeds"].max()] if len(frame) else frame
+
+
+def draw_curves(runs: Runs, *, keys: Sequence[str], arms: Sequence[str]) -> Figure | None:
+    """A panel a key over the updates: the arms' means, with a band of one standard error. None without data."""
+    known = [key for key in keys if key in set(runs.curves["key"])]
+    chosen = matching(runs.table["arm"], arms)
+    if not known or not chosen:
+        return None
+    figure, axes = panels(len(known))
+    for axis, key in zip(axes, known, strict=True):
+        for index, arm in enumerate(chosen):
+            frame = mean_curve(runs.curves, arm, key)
+            line(axis, frame.index.to_list(), frame["mean"].to_list(), index, arm)
+            low, high = frame["mean"] - frame["se"], frame["mean"] + frame["se"]
+            axis.fill_between(frame.index, low, high, color=STYLES[index % len(STYLES)]["color"], alpha=0.15)
+        axis.set(xlabel="update", title=label(key))
+        if "loss" in key:
+            axis.set_yscale("log")
+    axes[0].legend(fontsize="small")
+    return figure
+
+
+def draw_by(runs: Runs, *, x: str, y: str, lines: Mapping[str, str | Sequence[str]]) -> Figure | None:
+    """A figure over an option: a line for each set of arms, with standard errors. None without data."""
+    figure, (axis,) = panels(1)
+    ticks: dict[float, str] = {}
+    for index, (name, patterns) in enumerate(lines.items()):
+        arms = matching(runs.table["arm"], [patterns] if isinstance(patterns, str) else patterns)
+        points = sorted(_points(runs.table, arms, x, y))
+        if not points:
+            continue
+        ticks |= {place: text for place, text, _, _ in points}
+        style = {**STYLES[index % len(STYLES)], "markersize": 5, "capsize": 3, "linewidth": 1.4}
+        xs, _, means, errors = zip(*points, strict=True)
+        axis.errorbar(xs, means, yerr=errors, label=name, **style)
+    if not ticks:
+        pyplot.close(figure)
+        return None
+    axis.set_xscale("log")
+    axis.set_xticks(list(ticks), labels=list(ticks.values()))
+    axis.minorticks_off()
+    axis.set(xlabel=label(x), ylabel=label(y))
+    axis.legend(fontsize="small")
+    return figure
+
+
+def _points(table: pandas.DataFrame, arms: Sequence[str], x: str, y: str) -> Iterator[tuple[float, str, float, float]]:
+    """(place, its name, mean, standard error) of each arm."""
+    if x not in table or y not in table:
+        return
+    chosen = table[table["arm"].isin(arms)]
+    for arm, row in by_arm(chosen, y).iterrows():
+        value = chosen[chosen["arm"] == arm][x].iloc[0]
+        yield float(Fraction(str(value))), str(value), row["mean"], 0.0 if row["seeds"] < 2 else row["se"]

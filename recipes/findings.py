@@ -1,0 +1,125 @@
+"""Findings as data: what is claimed, in which runs it would show, and by which test; then what was seen.
+
+    findings:
+      - id: 1
+        title: Out of the box, two codistilled models are over-regularised
+        paper: higher training loss, weights closer to their initial values
+        arms: [all_reduce, codistilled, 'alone*']
+        columns: [mean_top1, train_loss]
+        claims:
+          - text: higher training loss
+            measure: train_loss
+            contrast: {codistilled: 1, all_reduce: -1}
+            expect: positive                # or negative, or zero within a margin
+        figures:
+          - {file: curves.png, kind: curves, keys: [train/loss], arms: [all_reduce, codistilled]}
+          - {file: k.png, kind: by, x: train_fraction, y: mean_top1, lines: {all_reduce: 'all_reduce_k*'}}
+
+A claim is about a contrast: a sum of weighted arms, in each seed that all of them have. Paired by seed, because a seed
+chooses the data and the initial weights of model 0. Its test is Student's t: the confidence interval of 95 %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas
+import yaml
+from scipy import stats
+
+CONFIDENCE = 0.95
+Verdict = Literal["seen", "not seen", "the opposite", "not yet run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """``margin``: how far from zero still counts as none, in the measure's unit; for ``expect: zero`` alone."""
+
+    text: str
+    measure: str
+    contrast: dict[str, float]
+    expect: Literal["positive", "negative", "zero"]
+    margin: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    id: str
+    title: str
+    arms: list[str]
+    columns: list[str]
+    paper: str = ""
+    note: str = ""
+    claims: list[Claim] = field(default_factory=list)
+    figures: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Of a claim: mean and standard error of its contrast over ``seeds``, its confidence interval, and what it says."""
+
+    mean: float
+    se: float
+    low: float
+    high: float
+    seeds: int
+    verdict: Verdict
+
+
+def read_findings(path: Path) -> list[Finding]:
+    """
+    Raises:
+        ValueError: a finding or claim has an unknown key or lacks one.
+    """
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        return [_finding(entry) for entry in values["findings"]]
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path} is not a list of findings as recipes/findings.py describes it: {error}") from error
+
+
+def _finding(entry: Mapping[str, Any]) -> Finding:
+    claims = [Claim(**claim) for claim in entry.get("claims", [])]
+    for claim in claims:
+        if claim.expect not in ("positive", "negative", "zero") or (claim.expect == "zero") != (claim.margin > 0):
+            raise TypeError(f"claim {claim.text!r} expects positive, negative, or zero with a margin")
+    return Finding(**{**entry, "id": str(entry["id"]), "claims": claims})
+
+
+def contrast_by_seed(table: pandas.DataFrame, claim: Claim) -> pandas.Series:
+    """The contrast in each seed that has all of its arms."""
+    chosen = table[table["arm"].isin(claim.contrast.keys())]
+    if claim.measure not in table or set(claim.contrast) - set(chosen["arm"]):
+        return pandas.Series(dtype=float)
+    wide = chosen.pivot(index="seed", columns="arm", values=claim.measure).dropna()
+    return sum((weight * wide[arm] for arm, weight in claim.contrast.items()), pandas.Series(0.0, index=wide.index))
+
+
+def examine(table: pandas.DataFrame, claim: Claim) -> Result:
+    """Student's t on the contrast; with fewer than two seeds there is no verdict."""
+    values = contrast_by_seed(table, claim)
+    seeds = len(values)
+    if seeds < 2:
+        mean = float(values.mean()) if seeds else math.nan
+        return Result(mean=mean, se=math.nan, low=math.nan, high=math.nan, seeds=seeds, verdict="not yet run")
+    mean, se = float(values.mean()), float(values.sem())
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1)) * se
+    verdict = judge(claim, mean - half, mean + half)
+    return Result(mean=mean, se=se, low=mean - half, high=mean + half, seeds=seeds, verdict=verdict)
+
+
+def judge(claim: Claim, low: float, high: float) -> Verdict:
+    """What a confidence interval says of a claim. Of none: that it is inside the margin, or wholly outside of it."""
+    if claim.expect == "zero":
+        if -claim.margin < low and high < claim.margin:
+            return "seen"
+        return "the opposite" if low > claim.margin or high < -claim.margin else "not seen"
+    if claim.expect == "negative":
+        low, high = -high, -low
+    if low > 0:
+        return "seen"
+    return "the opposite" if high < 0 else "not seen"

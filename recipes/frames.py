@@ -1,0 +1,90 @@
+"""Runs as pandas frames: one row a run, and one row a point of a curve."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from recipes.runs import raw_summary, read_json
+
+_SEED = re.compile(r"(?P<arm>.+)-s(?P<seed>\d+)")
+CURVE_COLUMNS = ("name", "arm", "seed", "model", "key", "update", "value")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """``table``: options, final figures, ``arm`` and ``seed`` of each run. ``curves``: see CURVE_COLUMNS."""
+
+    table: pandas.DataFrame
+    curves: pandas.DataFrame
+
+
+def load_runs(path: Path) -> Runs:
+    """All runs below a directory: run directories of a trainer, or raw summaries.
+
+    Raises:
+        ValueError: there are none.
+    """
+    raws = list(_read_all(path))
+    if not raws:
+        raise ValueError(f"{path} holds neither run directories with a summary.json nor raw summaries (*.json)")
+    table = pandas.DataFrame([_row(raw) for raw in raws]).sort_values(["arm", "seed"], ignore_index=True)
+    curves = pandas.DataFrame([point for raw in raws for point in _points(raw)], columns=list(CURVE_COLUMNS))
+    return Runs(table, curves)
+
+
+def _read_all(path: Path) -> Iterator[dict[str, Any]]:
+    directories = [path, *sorted(child for child in path.iterdir() if child.is_dir())] if path.is_dir() else []
+    for directory in directories:
+        if (directory / "summary.json").is_file():
+            yield raw_summary(directory, about_directory(directory))
+    for file in sorted(path.glob("*.json")):
+        raw = read_json(file, "")
+        if isinstance(raw, dict) and {"curves", "models", "arm"} <= raw.keys():
+            yield raw
+
+
+def about_directory(directory: Path) -> dict[str, Any]:
+    """Name, arm and seed of a run directory: ``adjusted-s3`` is seed 3 of the arm ``adjusted``."""
+    match = _SEED.fullmatch(directory.name)
+    arm, seed = (match["arm"], int(match["seed"])) if match else (directory.name, 0)
+    return {"name": directory.name, "arm": arm, "seed": seed}
+
+
+def _row(raw: dict[str, Any]) -> dict[str, Any]:
+    """Options, then figures: those of model 0, which the paper would report, and those of all models."""
+    models = raw["models"]
+    row = {**raw["args"], **{key: value for key, value in raw["finals"].items() if not isinstance(value, dict)}}
+    row |= {key: raw.get(key) for key in ("name", "arm", "group", "seed", "commit", "run_seconds")}
+    row |= {key: value for key, value in models[0].items() if isinstance(value, int | float)}
+    for name in _last_names(models):
+        values = [model["last"][name] for model in models if name in model.get("last", {})]
+        row[name] = sum(values) / len(values)
+    sent = raw["finals"].get("bytes", {})
+    row["mb_sent"] = sum(value for kind, value in sent.items() if kind.startswith("sent/")) / 1e6
+    return row
+
+
+def _last_names(models: Iterable[dict[str, Any]]) -> list[str]:
+    """Figures of the last epoch that the final evaluation does not have."""
+    return sorted({name for model in models for name in model.get("last", {}) if name not in model})
+
+
+def _points(raw: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    for key, (updates, values) in raw["curves"].items():
+        model, _, name = key.partition("/")
+        for update, value in zip(updates, values, strict=True):
+            yield raw["name"], raw["arm"], raw["seed"], model, name, update, value
+
+
+def by_arm(table: pandas.DataFrame, measure: str) -> pandas.DataFrame:
+    """Mean, standard deviation, standard error of the mean and number of seeds of a measure, by arm."""
+    grouped = table.dropna(subset=[measure]).groupby("arm", sort=False)[measure]
+    return pandas.DataFrame(
+        {"mean": grouped.mean(), "sd": grouped.std(), "se": grouped.sem(), "seeds": grouped.count()}
+    )

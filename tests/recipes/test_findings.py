@@ -1,0 +1,91 @@
+"""Contrasts over paired seeds and what they say, against closed forms."""
+
+import math
+from pathlib import Path
+
+import pandas
+import pytest
+
+from recipes.findings import Claim, examine, judge, read_findings
+from recipes.frames import by_arm, load_runs
+from tests.recipes.made_up import write_run
+
+
+def table(**arms: list[float]) -> pandas.DataFrame:
+    rows = [{"arm": arm, "seed": seed, "m": value} for arm, values in arms.items() for seed, value in enumerate(values)]
+    return pandas.DataFrame(rows)
+
+
+def claim(expect: str, margin: float = 0.0, **contrast: float) -> Claim:
+    return Claim(text="c", measure="m", contrast=contrast, expect=expect, margin=margin)  # type: ignore[arg-type]
+
+
+def test_a_contrast_is_paired_by_seed() -> None:
+    # Differences 1, 2, 3: mean 2, standard deviation 1; seed 3 has no partner.
+    result = examine(table(a=[11.0, 22.0, 33.0, 99.0], b=[10.0, 20.0, 30.0]), claim("positive", a=1, b=-1))
+    assert (result.mean, result.seeds) == (2.0, 3)
+    assert result.se == pytest.approx(1 / math.sqrt(3))
+    assert result.high - result.mean == pytest.approx(4.302653 / math.sqrt(3))  # t of 2 degrees of freedom, 97.5 %
+    assert result.low < 0 and result.verdict == "not seen"
+
+
+def test_a_contrast_may_be_of_differences() -> None:
+    arms = table(a=[3.0, 4.0], b=[1.0, 2.0], c=[10.0, 10.5], d=[9.5, 10.0])
+    result = examine(arms, claim("positive", a=1, b=-1, c=-1, d=1))
+    assert result.mean == 1.5 and result.se == 0 and result.verdict == "seen"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expect", "verdict"),
+    [
+        (0.1, 2.0, "positive", "seen"),
+        (-0.1, 2.0, "positive", "not seen"),
+        (-2.0, -0.1, "positive", "the opposite"),
+        (-2.0, -0.1, "negative", "seen"),
+        (0.1, 2.0, "negative", "the opposite"),
+        (-0.4, 0.4, "zero", "seen"),
+        (0.1, 0.4, "zero", "seen"),
+        (-0.4, 0.6, "zero", "not seen"),
+        (0.6, 0.9, "zero", "the opposite"),
+        (-0.9, -0.6, "zero", "the opposite"),
+    ],
+)
+def test_verdicts(low: float, high: float, expect: str, verdict: str) -> None:
+    assert judge(claim(expect, margin=0.5 if expect == "zero" else 0.0, a=1), low, high) == verdict
+
+
+def test_without_two_common_seeds_there_is_no_verdict() -> None:
+    assert examine(table(a=[1.0, 2.0], b=[1.0]), claim("positive", a=1, b=-1)).verdict == "not yet run"
+    assert examine(table(a=[1.0, 2.0]), claim("positive", a=1, b=-1)).seeds == 0
+
+
+def test_a_finding_with_a_mistake_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "findings.yaml"
+    for wrong in ("{id: 1}", "{id: 1, title: t, arms: [], columns: [], claim: []}"):
+        path.write_text(f"findings: [{wrong}]")
+        with pytest.raises(ValueError, match="is not a list of findings"):
+            read_findings(path)
+    path.write_text(
+        "findings: [{id: 1, title: t, arms: [], columns: [], claims: "
+        "[{text: c, measure: m, contrast: {a: 1}, expect: zero}]}]"
+    )
+    with pytest.raises(ValueError, match="zero with a margin"):
+        read_findings(path)
+
+
+def test_a_frame_has_options_finals_and_means_over_models(tmp_path: Path) -> None:
+    for seed, top1 in enumerate((70.0, 72.0, 74.0)):
+        write_run(tmp_path, "two", seed, top1=top1, train_loss=0.5, models=2, args={"lr": 0.2})
+    runs = load_runs(tmp_path)
+    assert runs.table["top1"].to_list() == [70, 72, 74] and runs.table["mean_top1"].to_list() == [70.5, 72.5, 74.5]
+    for column, value in {"lr": 0.2, "train_loss": 0.5, "mb_sent": 3}.items():
+        assert set(runs.table[column]) == {value}
+    (row,) = by_arm(runs.table, "top1").to_dict("records")
+    assert row == {"mean": 72, "sd": 2, "se": pytest.approx(2 / math.sqrt(3)), "seeds": 3}
+    points = runs.curves[(runs.curves["key"] == "valid/top1") & (runs.curves["name"] == "two-s0")]
+    assert points[points["model"] == "model1"]["value"].to_list() == [41, 51, 61, 71]
+
+
+def test_a_directory_without_runs_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="neither run directories"):
+        load_runs(tmp_path)

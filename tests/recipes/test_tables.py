@@ -1,0 +1,115 @@
+"""Tables and figures from made-up runs."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops
+
+from recipes import tables
+from recipes.figures import draw_by, draw_curves, mean_curve
+from recipes.frames import load_runs
+from tests.recipes.made_up import UPDATES, write_run
+
+FINDINGS = """
+findings:
+  - id: 1
+    title: Two are better
+    paper: half a point
+    arms: [one, two*]
+    columns: [mean_top1, train_loss]
+    claims:
+      - {text: higher accuracy, measure: mean_top1, contrast: {two: 1, one: -1}, expect: positive}
+    figures:
+      - {file: curves.png, kind: curves, keys: [train/loss, valid/top1], arms: [one, two]}
+      - {file: by_lr.png, kind: by, x: lr, y: mean_top1, lines: {one: one, two: 'two*'}}
+  - id: 2
+    title: Three are better still
+    arms: [three]
+    columns: [mean_top1]
+    claims:
+      - {text: more accurate, measure: mean_top1, contrast: {three: 1, two: -1}, expect: positive}
+"""
+PLAN = """
+output: x
+command: c
+groups: [{name: g, seeds: 0-3, runs: {one: {}, two: {}, three: {}}}]
+"""
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    (tmp_path / "findings.yaml").write_text(FINDINGS)
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    for seed, top1 in enumerate((70.0, 72.0, 74.0)):
+        write_run(tmp_path / "runs", "one", seed, top1=top1, train_loss=0.25, args={"lr": 0.1})
+        write_run(tmp_path / "runs", "two", seed, top1=top1 + seed + 1, train_loss=0.5, models=2, args={"lr": 0.1})
+        write_run(tmp_path / "runs", "two_fast", seed, top1=top1 + 4, train_loss=0.5, models=2, args={"lr": 0.4})
+    return tmp_path
+
+
+def call(runs: Path, *options: str) -> str:
+    out = runs / "out"
+    tables.main([str(runs / "runs"), "--findings", str(runs / "findings.yaml"), "--out", str(out), *options])
+    return (out / "tables.md").read_text()
+
+
+def cells(text: str, *begin: str) -> list[str]:
+    """The cells of the row that begins so."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    (row,) = [row for row in rows if tuple(row[: len(begin)]) == begin]
+    return row[len(begin) :]
+
+
+def test_the_report_has_means_deviations_errors_and_verdicts(runs: Path) -> None:
+    text = call(runs)
+    # Differences 1.5, 2.5, 3.5: mean 2.5, standard error 1 / sqrt(3), t = 4.303.
+    formula = "mean_top1: two - one"
+    assert cells(text, "1", "higher accuracy", formula) == ["+2.50", "0.58", "+0.02 to +4.98", "3", "**seen**"]
+    assert cells(text, "2", "more accurate")[-2:] == ["0", "**not yet run**"]
+    assert cells(text, "one") == ["3", "72.00 ± 2.00 (1.15)", "0.250 ± 0.000 (0.000)"]
+    assert "The paper: half a point" in text and "No runs of this finding's arms." in text
+
+
+def test_a_plan_says_how_much_is_missing(runs: Path) -> None:
+    text = call(runs, "--plan", str(runs / "plan.yaml"))
+    assert cells(text, "1", "higher accuracy")[-2:] == ["3 of 4", "seen so far"]
+    assert cells(text, "2", "more accurate")[-2:] == ["0 of 4", "**not yet run**"]
+    assert cells(text, "three") == ["0 of 4", ""]
+
+
+def test_a_page_with_a_mark_keeps_what_is_before_it(runs: Path) -> None:
+    page = runs / "out" / "README.md"
+    page.parent.mkdir()
+    page.write_text(f"By hand.\n{tables.MARK}\nold")
+    options = [str(runs / "runs"), "--findings", str(runs / "findings.yaml"), "--out", str(page.parent)]
+    tables.main(options)
+    first = page.read_text()
+    tables.main(options)
+    assert page.read_text() == first and first.startswith(f"By hand.\n{tables.MARK}\n\n|") and "old" not in first
+
+
+def test_figures_are_drawn_and_read_without_colour(runs: Path) -> None:
+    call(runs)
+    for name in ("curves.png", "by_lr.png"):
+        with Image.open(runs / "out" / "figures" / name) as picture:
+            grey = picture.convert("L")
+        assert grey.getextrema()[0] < 100 and ImageChops.invert(grey).getbbox() is not None
+
+
+def test_lines_differ_in_style_and_marker() -> None:
+    from recipes.figures import STYLES
+
+    assert len({(str(style["linestyle"]), style["marker"]) for style in STYLES}) == len(STYLES)
+    assert len({style["marker"] for style in STYLES}) == len(STYLES)
+
+
+def test_curves_are_means_over_seeds(runs: Path) -> None:
+    frame = mean_curve(load_runs(runs / "runs").curves, "one", "valid/top1")
+    assert frame.index.to_list() == list(UPDATES)
+    assert frame["mean"].to_list() == [42, 52, 62, 72] and frame["seeds"].to_list() == [3] * 4
+
+
+def test_nothing_to_draw_is_no_figure(runs: Path) -> None:
+    loaded = load_runs(runs / "runs")
+    assert draw_curves(loaded, keys=["unknown"], arms=["one"]) is None
+    assert draw_by(loaded, x="unknown", y="top1", lines={"a": "one"}) is None
