@@ -10,7 +10,7 @@
           - text: higher training loss
             measure: train_loss
             contrast: {codistilled: 1, all_reduce: -1}
-            expect: positive                # or negative, or zero within a margin
+            expect: positive                # or negative; with a margin zero, or not negative
         figures:
           - {file: curves.png, kind: curves, keys: [train/loss], arms: [all_reduce, codistilled]}
           - {file: k.png, kind: by, x: train_fraction, y: mean_top1, lines: {all_reduce: 'all_reduce_k*'}}
@@ -32,17 +32,18 @@ import yaml
 from scipy import stats
 
 CONFIDENCE = 0.95
+_WITH_MARGIN = ("zero", "not negative")
 Verdict = Literal["seen", "not seen", "the opposite", "not yet run"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """``margin``: how far from zero still counts as none, in the measure's unit; for ``expect: zero`` alone."""
+    """``margin``: how far from zero still counts as none, in the measure's unit: for the claims of no difference."""
 
     text: str
     measure: str
     contrast: dict[str, float]
-    expect: Literal["positive", "negative", "zero"]
+    expect: Literal["positive", "negative", "zero", "not negative"]
     margin: float = 0.0
 
 
@@ -85,8 +86,10 @@ def read_findings(path: Path) -> list[Finding]:
 def _finding(entry: Mapping[str, Any]) -> Finding:
     claims = [Claim(**claim) for claim in entry.get("claims", [])]
     for claim in claims:
-        if claim.expect not in ("positive", "negative", "zero") or (claim.expect == "zero") != (claim.margin > 0):
-            raise TypeError(f"claim {claim.text!r} expects positive, negative, or zero with a margin")
+        if claim.expect not in ("positive", "negative", *_WITH_MARGIN) or (claim.expect in _WITH_MARGIN) != bool(
+            claim.margin
+        ):
+            raise TypeError(f"claim {claim.text!r} expects positive, negative, or with a margin {_WITH_MARGIN}")
     return Finding(**{**entry, "id": str(entry["id"]), "claims": claims})
 
 
@@ -113,7 +116,9 @@ def examine(table: pandas.DataFrame, claim: Claim) -> Result:
 
 
 def judge(claim: Claim, low: float, high: float) -> Verdict:
-    """What a confidence interval says of a claim. Of none: that it is inside the margin, or wholly outside of it."""
+    """What a confidence interval says of a claim. With a margin: that it is inside of it, or wholly outside."""
+    if claim.expect == "not negative":
+        low, high = low + claim.margin, high + claim.margin
     if claim.expect == "zero":
         if -claim.margin < low and high < claim.margin:
             return "seen"
