@@ -114,10 +114,20 @@ def _he2016(depth: int) -> Callable[[int], nn.Module]:
     return build
 
 
-def _resnet8_stride2(num_classes: int) -> nn.Module:
-    # The stem halves the resolution at once and the widths double: a quarter of the pictures' area
-    # at twice the channels keeps vector units busy, which is what a CPU needs.
-    return CifarResNet(blocks=(1, 1, 1), widths=(32, 64, 128), stem=(4, 2, 1), projection=True, num_classes=num_classes)
+def _stride2(blocks_a_stage: int) -> Callable[[int], nn.Module]:
+    """The stem halves the resolution at once and the widths double: a quarter of the pictures' area at twice the
+    channels keeps vector units busy, which is what a CPU needs."""
+
+    def build(num_classes: int) -> nn.Module:
+        return CifarResNet(
+            blocks=(blocks_a_stage,) * 3,
+            widths=(32, 64, 128),
+            stem=(4, 2, 1),
+            projection=True,
+            num_classes=num_classes,
+        )
+
+    return build
 
 
 CIFAR_MODELS: dict[str, Callable[[int], nn.Module]] = {
@@ -126,7 +136,8 @@ CIFAR_MODELS: dict[str, Callable[[int], nn.Module]] = {
     "resnet44": _he2016(44),
     "resnet56": _he2016(56),
     "resnet110": _he2016(110),
-    "resnet8_stride2": _resnet8_stride2,
+    "resnet8_stride2": _stride2(1),
+    "resnet14_stride2": _stride2(2),
 }
 
 

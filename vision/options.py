@@ -170,7 +170,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="resnet50",
         help="a torchvision classification model, or for small pictures resnet20, resnet32, resnet44, "
-        "resnet56, resnet110 (He et al. 2016, section 4.2), resnet8_stride2 (default: resnet50)",
+        "resnet56, resnet110 (He et al. 2016, section 4.2), resnet8_stride2, resnet14_stride2 (default: "
+        "resnet50)",
     )
     group.add_argument("--device", default="auto", help="auto (default: CUDA if there is one), cuda or cpu")
     group.add_argument("--amp", action="store_true", help="autocast: 16-bit forward passes where safe")
