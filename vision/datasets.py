@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,20 @@ from torchvision.transforms import v2
 from codistill_ext.sampling import CodistillSampler, sample_seed
 from vision import presets
 from vision.cifar10 import load_cifar10
+from vision.packed import MANIFEST, PackedFolder
 
 Key = tuple[int, int]
+
+
+class Folder(Protocol):
+    """Pictures by index, as torchvision's ImageFolder and a pack of it have them."""
+
+    classes: list[str]
+    targets: list[int]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Any, int]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +45,7 @@ class Data:
     """What a run reads: training data by key, validation data by index."""
 
     train: SeededFolder | SeededCrops
-    valid: ImageFolder | NormalisedPictures
+    valid: Folder | NormalisedPictures
     num_classes: int
     image_sizes: tuple[int, ...]  # in training, in validation
 
@@ -52,9 +65,9 @@ class KeySampler(Sampler[Key]):
 
 
 class SeededFolder(Dataset[tuple[Tensor, int]]):
-    """An ImageFolder whose random transforms are seeded sample by sample."""
+    """A folder whose random transforms are seeded sample by sample."""
 
-    def __init__(self, folder: ImageFolder) -> None:
+    def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.labels: list[int] = folder.targets
 
@@ -157,8 +170,8 @@ def _load_cifar10(root: Path | None) -> Data:
 
 
 def _load_imagenet(args: argparse.Namespace) -> Data:
-    train = _folder(args.data_path / "train", presets.imagenet_train(args.train_crop_size))
-    valid = _folder(args.data_path / "val", presets.imagenet_val(args.val_resize_size, args.val_crop_size))
+    train = _open(args.data_path, "train", presets.imagenet_train(args.train_crop_size))
+    valid = _open(args.data_path, "val", presets.imagenet_val(args.val_resize_size, args.val_crop_size))
     if train.classes != valid.classes:
         odd = sorted(set(train.classes) ^ set(valid.classes))
         raise ValueError(
@@ -172,7 +185,10 @@ def _load_imagenet(args: argparse.Namespace) -> Data:
     )
 
 
-def _folder(path: Path, transform: v2.Transform) -> ImageFolder:
+def _open(root: Path, split: str, transform: v2.Transform) -> Folder:
+    path = root / split
+    if (root / MANIFEST).exists() or any(path.glob("*.arrow")):
+        return PackedFolder(root, split, transform)
     if not path.is_dir():
         raise ValueError(f"{path} is not a directory: --data-path must hold train/CLASS/* and val/CLASS/*")
     try:

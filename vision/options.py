@@ -141,7 +141,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--data-path",
         type=Path,
-        help="imagenet: directory with train/CLASS/*.jpg and val/CLASS/*.jpg (needed). cifar10: where it is "
+        help="imagenet: directory with train/CLASS/*.jpg and val/CLASS/*.jpg, or a pack of it by python -m vision.pack "
+        "(needed). cifar10: where it is "
         "cached (default: $CODISTILL_DATA, else ~/.cache/codistill)",
     )
     group.add_argument(
