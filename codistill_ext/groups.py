@@ -2,7 +2,7 @@
 
 import datetime
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +13,9 @@ from torch.distributed.distributed_c10d import set_timeout
 
 from codistill_ext.config import CodistillConfig
 
-MODEL_DIM, DATA_DIM = "model", "data"
+MODEL_DIM, DATA_DIM = "codistill", "dp_shard"
+# Dimensions along which ranks read the same batch, by the names of torchtitan and accelerate.
+_SAME_BATCH_DIMS = ("tp", "etp", "cp", "sp")
 Answer = TypeVar("Answer")
 _FOREVER = datetime.timedelta(days=365)
 
@@ -44,31 +46,45 @@ class ModelGroups:
     """This rank's place among ``models`` x ``ranks a model``: a DeviceMesh with names of the field.
 
     The *model group* holds the ranks that train the same model, the *peer group* the ranks with
-    the same data-parallel rank, one of each model.
+    the same place in their model, one of each model.
 
     Attributes:
         rank, world_size: of the whole job.
         model_index, num_models: which model this rank trains, of how many.
-        data_rank, data_size: this rank's place among the ranks of its model.
+        rank_in_model, ranks_a_model: this rank's place among the ranks of its model.
+        data_rank, data_size: which share of its model's data this rank reads, of how many; fewer than ranks where
+            some read the same batch (tensor and context parallelism).
         separate_jobs: whether the other models are trained by jobs of their own (exchange of files).
+        mesh: dimension ``codistill`` and those inside a model, or None for one process alone.
+        model_mesh: the part of it inside this model, for ``fully_shard`` and the like.
         model_group, peer_group: process groups of the device's backend, or None for groups of one.
     """
 
     def __init__(
-        self, table: torch.Tensor, rank: int, mesh: DeviceMesh | None, apart: tuple[int, int] | None = None
+        self,
+        table: torch.Tensor,
+        rank: int,
+        mesh: DeviceMesh | None,
+        apart: tuple[int, int] | None = None,
+        *,
+        dim: str = MODEL_DIM,
+        data_dims: Sequence[str] | None = None,
     ) -> None:
         self._table = table
         self.rank = rank
         self.world_size = table.numel()
-        models_here, self.data_size = table.shape
-        (row, self.data_rank) = (table == rank).nonzero()[0].tolist()
+        models_here, self.ranks_a_model = table.shape
+        (row, self.rank_in_model) = (table == rank).nonzero()[0].tolist()
         self.separate_jobs = apart is not None
         self.model_index: int
         self.num_models: int
         self.model_index, self.num_models = (row, models_here) if apart is None else apart
         self.mesh = mesh
-        self.model_group = mesh.get_group(DATA_DIM) if mesh is not None and self.data_size > 1 else None
-        self.peer_group = mesh.get_group(MODEL_DIM) if mesh is not None and models_here > 1 else None
+        inner = () if mesh is None else tuple(name for name in mesh.mesh_dim_names or () if name != dim)
+        self.model_mesh = mesh[inner] if mesh is not None and inner else None
+        self.data_rank, self.data_size = _place(self.model_mesh, data_dims)
+        self.model_group = _group_of_rows(table, self.model_mesh) if self.ranks_a_model > 1 else None
+        self.peer_group = mesh.get_group(dim) if mesh is not None and models_here > 1 else None
         # Models may end hours apart, so the last meeting has no time limit.
         self._end_group: Any = dist.new_group(backend="gloo", timeout=_FOREVER) if models_here > 1 else None
 
@@ -76,13 +92,13 @@ class ModelGroups:
     def create(cls, config: CodistillConfig, device_type: str = "cpu") -> "ModelGroups":
         """Build the groups. Every rank of the job must call it, with the same configuration.
 
-        Without an initialised process group the job is one process with one model.
+        The mesh is ``codistill`` x ``dp_shard``. Without an initialised process group the job is one process with
+        one model.
 
         Raises:
             ValueError: ``config.models`` does not divide the world size.
         """
-        # A job of the files exchange trains one model, whatever its size.
-        apart = (config.model_index, config.models) if config.exchange == "files" and config.models > 1 else None
+        apart = _apart(config)
         models_here = 1 if apart is not None else config.models
         if not dist.is_initialized():
             if models_here > 1:
@@ -92,21 +108,51 @@ class ModelGroups:
                 )
             return cls(torch.zeros(1, 1, dtype=torch.long), rank=0, mesh=None, apart=apart)
         table = place_ranks(dist.get_world_size(), models_here, config.placement)
-        mesh = DeviceMesh(device_type, table, mesh_dim_names=(MODEL_DIM, DATA_DIM))
-        groups = cls(table, dist.get_rank(), mesh, apart)
-        for group in groups.model_group, groups.peer_group:
-            if group is not None:
-                # A rank may wait for a peer as long as the option says, and its model for it.
-                set_timeout(datetime.timedelta(seconds=config.timeout), group)
-                if dist.get_backend(group) == "nccl":
-                    # Its first use needs all its ranks, and the first exchange may be without some models.
-                    dist.all_reduce(torch.zeros(1, device="cuda"), group=group)
+        return cls.from_mesh(DeviceMesh(device_type, table, mesh_dim_names=(MODEL_DIM, DATA_DIM)), config)
+
+    @classmethod
+    def from_mesh(
+        cls,
+        mesh: DeviceMesh,
+        config: CodistillConfig | None = None,
+        *,
+        dim: str = MODEL_DIM,
+        data_dims: Sequence[str] | None = None,
+    ) -> "ModelGroups":
+        """Take the groups from a mesh of the whole job. Every rank of the job must call it, with the same one.
+
+        Args:
+            mesh: its dimension ``dim`` counts the models, all others are inside a model: ``dp_replicate``,
+                ``dp_shard``, ``tp`` and so on. Ranks with the same place in all others are each other's peers.
+            config: gives the groups of the mesh its time limit. With the exchange of files, where a job is one
+                model, it says which, and the mesh needs no ``dim``.
+            data_dims: dimensions along which ranks read different data; all inside a model unless given, but for
+                ``tp``, ``etp``, ``cp`` and ``sp``.
+
+        Raises:
+            ValueError: the mesh has no such dimension, another number of models than ``config``, or the stages of
+                a pipeline.
+        """
+        apart = None if config is None else _apart(config)
+        names = mesh.mesh_dim_names or ()
+        table = _table(mesh, dim, needed=apart is None)
+        models = 1 if apart is not None else len(table) if config is None else config.models
+        if len(table) != models:
+            raise ValueError(f"dimension {dim!r} of the mesh has size {len(table)}, but there are {models} models here")
+        unknown = set(data_dims or ()) - {name for name in names if name != dim}
+        if unknown:
+            raise ValueError(f"data_dims {sorted(unknown)} are not dimensions inside a model; the mesh has {names}")
+        groups = cls(table, dist.get_rank(), mesh, apart, dim=dim, data_dims=data_dims)
+        if config is not None:
+            named = [mesh.get_group(name) for index, name in enumerate(names) if mesh.size(index) > 1]
+            extra = [] if groups.model_group is None or groups.model_group in named else [groups.model_group]
+            _prepare(named + extra, config)
         return groups
 
     @property
     def is_lead(self) -> bool:
         """Whether this rank writes files and logs for its model."""
-        return bool(self.data_rank == 0)
+        return bool(self.rank_in_model == 0)
 
     @property
     def name(self) -> str:
@@ -120,8 +166,8 @@ class ModelGroups:
         return f"model {model_index} (rank {self.counterpart(model_index)})"
 
     def counterpart(self, model_index: int) -> int:
-        """World rank of the process of ``model_index`` that has this data-parallel rank."""
-        return int(self._table[model_index, self.data_rank])
+        """World rank of the process of ``model_index`` that has this rank's place in its model."""
+        return int(self._table[model_index, self.rank_in_model])
 
     def new_peer_group(self, timeout_s: float) -> dist.ProcessGroup:
         """A further gloo group of this rank's peers. Every rank of the job must call it."""
@@ -174,8 +220,8 @@ class ModelGroups:
         return answers
 
     def gather_in_model(self, value: Any) -> list[Any]:
-        """The value of every rank of this model, by data-parallel rank. Every rank of the model must call it."""
-        return _gather(value, self.data_size, group=self.model_group)
+        """The value of every rank of this model, by its place there. Every rank of the model must call it."""
+        return _gather(value, self.ranks_a_model, group=self.model_group)
 
     def wait_for_all(self) -> None:
         """Wait until every rank of the job has come here, however long the other models train."""
@@ -189,6 +235,58 @@ class ModelGroups:
         votes = torch.tensor([float(flag)], device=device)
         dist.all_reduce(votes, op=dist.ReduceOp.MIN, group=self.model_group)
         return not math.isclose(votes.item(), 0.0)
+
+
+def _apart(config: CodistillConfig) -> tuple[int, int] | None:
+    """Index and number of the models if this job trains one of them, whatever its size (exchange of files)."""
+    return (config.model_index, config.models) if config.exchange == "files" and config.models > 1 else None
+
+
+def _table(mesh: DeviceMesh, dim: str, *, needed: bool) -> torch.Tensor:
+    """Ranks by model and place in the model, of a mesh of the whole job."""
+    names = mesh.mesh_dim_names or ()
+    if dim not in names and needed:
+        raise ValueError(f"the mesh needs a dimension {dim!r} that counts the models, but has {names}")
+    if mesh.size() != dist.get_world_size():
+        raise ValueError(
+            f"the groups need the mesh of the whole job ({dist.get_world_size()} ranks), not a part of it with "
+            f"{mesh.size()}"
+        )
+    if "pp" in names and mesh["pp"].size() > 1:
+        raise ValueError("the stages of a pipeline hold no whole model: use a mesh without a dimension 'pp'")
+    table = mesh.mesh.movedim(names.index(dim), 0) if dim in names else mesh.mesh.unsqueeze(0)
+    table = table.flatten(1) if table.ndim > 1 else table.unsqueeze(1)
+    if not (table.diff(dim=1) > 0).all():
+        raise ValueError(f"the ranks of a model must stand in ascending order in the mesh, not as {table.tolist()}")
+    return table
+
+
+def _place(mesh: DeviceMesh | None, data_dims: Sequence[str] | None) -> tuple[int, int]:
+    """Which share of its model's data this rank reads, of how many."""
+    rank, size = 0, 1
+    if mesh is not None:
+        for index, name in enumerate(mesh.mesh_dim_names or ()):
+            if name in data_dims if data_dims is not None else name not in _SAME_BATCH_DIMS:
+                rank, size = rank * mesh.size(index) + mesh.get_local_rank(name), size * mesh.size(index)
+    return rank, size
+
+
+def _group_of_rows(table: torch.Tensor, model_mesh: DeviceMesh | None) -> dist.ProcessGroup | None:
+    """The group of this rank's model. Every rank of the job must call it."""
+    if model_mesh is not None and model_mesh.ndim == 1:
+        return model_mesh.get_group()
+    group, _ = dist.new_subgroups_by_enumeration(table.tolist())
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
+def _prepare(groups: Iterable[dist.ProcessGroup], config: CodistillConfig) -> None:
+    for group in groups:
+        # A rank may wait for a peer as long as the option says, and its model for it.
+        set_timeout(datetime.timedelta(seconds=config.timeout), group)
+        if dist.get_backend(group) == "nccl":
+            # Its first use needs all its ranks, and the first exchange may be without some models.
+            dist.all_reduce(torch.zeros(1, device="cuda"), group=group)
 
 
 def _gather(value: Any, size: int, *, group: dist.ProcessGroup | None) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from codistill_ext.config import CodistillConfig, flag
@@ -16,10 +17,12 @@ from codistill_ext.exchange import (
     Exchange,
     ModelDescription,
     PeerBuilder,
+    TeacherBuilder,
     build_exchange,
     copies_only,
     describe_class,
 )
+from codistill_ext.exchange.wire.shards import is_sharded, local_part, without_reduction
 from codistill_ext.groups import ModelGroups
 from codistill_ext.loss import CodistillTerm, alpha_at, codistillation_term
 from codistill_ext.schedules import Curve, Horizon
@@ -42,16 +45,19 @@ class CodistillParallel(nn.Module):
         groups: who trains which model.
         config: the options of the method, the same on all ranks.
         logits_of: picks the logits, shape (..., C), out of what the module returns.
-        data_parallel: wraps the module for the ranks of a model, when there are several;
-            DistributedDataParallel unless given.
+        data_parallel: wraps the module for the ranks of a model, when there are several, or shards it in place
+            (``fully_shard`` over ``groups.model_mesh``); DistributedDataParallel unless given. Teachers of a sharded
+            model go through it, too.
         description: how a peer builds this architecture; only where the models' architectures
             differ and their weights cross.
-        build_peer: builds a peer's module from its description.
+        build_peer: builds a peer's module from its description. A module that is sharded already needs it where
+            weights cross, and it must shard what it builds in the same way.
         horizon: the length of the run, for an alpha with places in epochs, shares of the run or decays of the learning
             rate; ``set_horizon`` does the same later.
 
     Raises:
-        ValueError: the options, or the models where they must be alike, differ between ranks.
+        ValueError: the options, or the models where they must be alike, differ between ranks; or nothing would
+            average the gradients of a module with DTensors.
     """
 
     def __init__(
@@ -75,15 +81,21 @@ class CodistillParallel(nn.Module):
         self._has_left = False
         self._logits_of = logits_of or _identity
         self._autocast: torch.dtype | None = None  # of the last forward pass
-        if groups.model_group is None:
-            self.module = module
-        else:
-            self.module = (data_parallel or _distributed_data_parallel)(module, groups)
+        wrap = _wrapper(module, groups, data_parallel)
+        description = description or describe_class(module)
+        # Made before the module is sharded: afterwards it cannot be copied.
+        shard = wrap if data_parallel is not None and config.exchange != "predictions" else None
+        builder = TeacherBuilder(module, description, build_peer, shard)
+        self.module = module if wrap is None else wrap(module)
+        if any(parameter.is_meta for parameter in module.parameters()):
+            raise ValueError(
+                "the module is on the meta device: let data_parallel give it memory and initial weights once it is "
+                "sharded (to_empty, then the module's own initialisation), or hand it in with them"
+            )
         self._device_type = next(module.parameters()).device.type  # fairseq's wrapper moves the module
         # Behind a property, so that the module's name for its parameters stays "module.*" alone.
         self.__dict__["_plain"] = module
-        description = description or describe_class(module)
-        self.exchange: Exchange | None = build_exchange(module, groups, config, description, build_peer)
+        self.exchange: Exchange | None = build_exchange(module, groups, config, description, builder)
         self._alpha: Curve | None = None
         if horizon is not None:
             self.set_horizon(horizon)
@@ -178,6 +190,8 @@ class CodistillParallel(nn.Module):
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         """As DistributedDataParallel's: gradients of the micro-batches before the last stay local."""
+        if is_sharded(self.module):
+            return without_reduction(self.module)
         no_sync: Any = getattr(self.module, "no_sync", contextlib.nullcontext)
         context: contextlib.AbstractContextManager[None] = no_sync()
         return context
@@ -192,7 +206,7 @@ class CodistillParallel(nn.Module):
     def codistill_state_dict(self) -> dict[str, Any]:
         """What the coupling needs to resume, without the module. All ranks of the model must call it."""
         state = None if self.exchange is None else self.exchange.state_dict()
-        ranks = self.groups.data_size
+        ranks = self.groups.ranks_a_model
         return {"config": self.config.to_dict(), "ranks_a_model": ranks, "updates": self.updates, "exchange": state}
 
     def load_codistill_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -212,7 +226,7 @@ class CodistillParallel(nn.Module):
                 f"this run was saved with other codistillation options ({'; '.join(differences)}): resume it with "
                 f"the same ones, or begin a new run"
             )
-        then, ranks = state["ranks_a_model"], self.groups.data_size
+        then, ranks = state["ranks_a_model"], self.groups.ranks_a_model
         if then != ranks:
             # Data position and random states are of each rank.
             raise ValueError(
@@ -237,6 +251,25 @@ def _rows(logits: Tensor, mask: Tensor | None) -> Tensor:
     return logits.reshape(-1, logits.size(-1)) if mask is None else logits[mask]
 
 
+def _wrapper(
+    module: nn.Module, groups: ModelGroups, data_parallel: DataParallel | None
+) -> Callable[[nn.Module], nn.Module] | None:
+    """What makes the module data-parallel, or None where that is not needed or done already."""
+    if groups.model_group is None:
+        return None
+    if data_parallel is not None:
+        return lambda module: data_parallel(module, groups)
+    if not is_sharded(module):
+        return lambda module: _distributed_data_parallel(module, groups)
+    if groups.data_size > 1 and not any(isinstance(child, FSDPModule) for child in module.modules()):
+        raise ValueError(
+            f"the module has DTensors, but nothing averages its gradients over the {groups.data_size} ranks of a model "
+            f"that read different data: shard it with fully_shard over groups.model_mesh, or give a data_parallel "
+            f"function (lambda module, groups: module, if it is data-parallel already)"
+        )
+    return None
+
+
 def _distributed_data_parallel(module: nn.Module, groups: ModelGroups) -> nn.Module:
     device = next(module.parameters()).device
     device_ids = [device] if device.type == "cuda" else None
@@ -247,9 +280,11 @@ def _warn_if_identical(module: nn.Module, groups: ModelGroups) -> None:
     """Models with the same data and the same weights stay the same: there is nothing to distil."""
     digest = hashlib.sha256()
     for parameter in module.parameters():
-        digest.update(parameter.detach().cpu().flatten().view(torch.uint8).numpy().data)
-    everyone = groups.gather((groups.model_index, digest.hexdigest()))
-    twins = sorted({index for index, other in everyone if other == digest.hexdigest()})
+        digest.update(local_part(parameter.detach()).cpu().flatten().view(torch.uint8).numpy().data)
+    models: dict[int, list[str]] = {}  # the digest of what each rank of a model holds
+    for index, other in groups.gather((groups.model_index, digest.hexdigest())):
+        models.setdefault(index, []).append(other)
+    twins = sorted(index for index, digests in models.items() if digests == models[groups.model_index])
     if len(twins) > 1:
         warnings.warn(
             f"models {', '.join(map(str, twins))} start with the same weights and read the same data: unless their "

@@ -91,7 +91,7 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], *, test_only: boo
 
 
 def restore_random_state(state: dict[str, Any], groups: ModelGroups, device: torch.device) -> None:
-    mine = state["random"][groups.data_rank]
+    mine = state["random"][groups.rank_in_model]
     torch.set_rng_state(mine["cpu"])
     if device.type == "cuda" and mine["cuda"] is not None:
         torch.cuda.set_rng_state(mine["cuda"], device)

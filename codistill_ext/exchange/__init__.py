@@ -7,10 +7,12 @@ from torch import nn
 
 from codistill_ext.config import CodistillConfig
 from codistill_ext.exchange.base import Batch, Exchange
+from codistill_ext.exchange.building import TeacherBuilder
 from codistill_ext.exchange.checkpoints import CheckpointExchange
 from codistill_ext.exchange.files import FileExchange
 from codistill_ext.exchange.predictions import PredictionExchange
 from codistill_ext.exchange.wire.description import ModelDescription, PeerBuilder, copies_only, describe_class
+from codistill_ext.exchange.wire.shards import is_sharded
 from codistill_ext.groups import ModelGroups
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "Exchange",
     "ModelDescription",
     "PeerBuilder",
+    "TeacherBuilder",
     "build_exchange",
     "copies_only",
     "describe_class",
@@ -29,12 +32,14 @@ def build_exchange(
     groups: ModelGroups,
     config: CodistillConfig,
     description: ModelDescription,
-    build_peer: PeerBuilder,
+    builder: TeacherBuilder,
 ) -> Exchange | None:
     """The exchange that the options ask for, or None where nothing crosses. All ranks must call it."""
     if not config.active:
         return None
     if config.exchange == "predictions":
         return PredictionExchange(groups, config)
+    if config.exchange == "files" and is_sharded(module):
+        raise ValueError("--codistill-exchange files is not for sharded models yet: use checkpoints or predictions")
     kind = CheckpointExchange if config.exchange == "checkpoints" else FileExchange
-    return kind(module, groups, config, description, build_peer)
+    return kind(module, groups, config, description, builder)

@@ -16,6 +16,7 @@ from codistill_ext.exchange.periodic import PeriodicExchange
 from codistill_ext.exchange.teachers import Arrival
 from codistill_ext.exchange.wire.channel import Channel, Header
 from codistill_ext.exchange.wire.description import ModelDescription
+from codistill_ext.exchange.wire.shards import Replicas
 from codistill_ext.sampling import fingerprint
 from codistill_ext.topology import students_of
 
@@ -23,11 +24,12 @@ from codistill_ext.topology import students_of
 class CheckpointExchange(PeriodicExchange):
     """Weights cross from host memory over gloo, so nothing of it is queued among the device's collectives.
 
-    Of a model with g ranks each sends and receives 1/g of the bytes to its counterparts; the rest
-    moves inside the model group.
+    Of a model with g ranks each sends and receives 1/g of the bytes to its counterparts. With sharded parameters
+    these are its own shards; else the shares are joined inside the model group.
     """
 
     def _prepare(self) -> None:
+        self.replicas = Replicas.find(self.module, self.groups)
         self.students = students_of(self.config.peers, self.groups.model_index)
         neighbours = {*self.peers, *self.students}
         self.channel = Channel(self.groups, neighbours, timeout_s=self.config.timeout, traffic=self.traffic)
@@ -36,16 +38,15 @@ class CheckpointExchange(PeriodicExchange):
         self._build_teachers()
 
     def _build_teachers(self) -> None:
-        """Build every peer's architecture from its own description, and compare the layouts."""
-        mine = (self.groups.model_index, self.description.to_json(), self.packer.layout)
-        everyone = {index: (text, layout) for index, text, layout in self.groups.gather(mine)}
+        """Build every peer's architecture from its own description, and compare the layouts with the counterpart's."""
+        everyone = self.groups.gather((self.description.to_json(), self.packer.layout))
         for peer in self.peers:
-            text, layout = everyone[peer]
+            text, layout = everyone[self.groups.counterpart(peer)]
             teacher = self.teacher_of(peer, ModelDescription.from_json(text))
             if teacher.packer.layout != layout:
                 raise ValueError(
-                    f"{self.groups.name} built model {peer} as described ({text}), but its parameters and buffers "
-                    f"differ: {_first_difference(teacher.packer.layout, layout)}"
+                    f"{self.groups.name} built model {peer} as described ({text}), but its parameters and buffers, "
+                    f"or how they are sharded, differ: {_first_difference(teacher.packer.layout, layout)}"
                 )
 
     def targets(self, batch: Batch, *, update: int, wanted: bool) -> list[Any]:
@@ -76,13 +77,13 @@ class CheckpointExchange(PeriodicExchange):
         return functools.partial(self._cross, header, share)
 
     def _share(self, row: Tensor) -> Tensor:
-        """This rank's 1/g of the bytes, the last ranks' padded with zeros."""
+        """This rank's part of what it holds like others do, the last ranks' padded with zeros."""
         size = self._share_bytes(row.numel())
-        share = row[self.groups.data_rank * size : (self.groups.data_rank + 1) * size]
+        share = row[self.replicas.rank * size : (self.replicas.rank + 1) * size]
         return torch.nn.functional.pad(share, (0, size - share.numel()))
 
     def _share_bytes(self, total: int) -> int:
-        return -(-total // self.groups.data_size)
+        return -(-total // self.replicas.size)
 
     def _cross(self, header: Header, share: Tensor) -> dict[int, Arrival]:
         """In the thread: meet the counterparts and move this rank's share."""
@@ -115,11 +116,11 @@ class CheckpointExchange(PeriodicExchange):
         }
 
     def _whole(self, peer: int, arrival: Arrival | None) -> Arrival | None:
-        if arrival is None or arrival.row is None or self.groups.model_group is None:
+        if arrival is None or arrival.row is None or self.replicas.group is None:
             return arrival
         share = arrival.row.to(self.device)
-        row = torch.empty(share.numel() * self.groups.data_size, dtype=torch.uint8, device=self.device)
-        dist.all_gather_into_tensor(row, share, group=self.groups.model_group)
+        row = torch.empty(share.numel() * self.replicas.size, dtype=torch.uint8, device=self.device)
+        dist.all_gather_into_tensor(row, share, group=self.replicas.group)
         total = self.teachers[peer].packer.total_bytes
         return dataclasses.replace(arrival, row=row[:total])
 

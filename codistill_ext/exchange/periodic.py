@@ -1,6 +1,5 @@
 """Ways that exchange weights: when they travel, and when a teacher's are replaced."""
 
-import copy
 import logging
 import time
 from abc import abstractmethod
@@ -10,16 +9,16 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from codistill_ext.config import CodistillConfig
 from codistill_ext.errors import PeerTimeoutError
 from codistill_ext.exchange.base import Batch, Exchange
+from codistill_ext.exchange.building import TeacherBuilder
 from codistill_ext.exchange.teachers import Arrival, Teacher
 from codistill_ext.exchange.wire.background import BackgroundWorker
-from codistill_ext.exchange.wire.description import ModelDescription, PeerBuilder
-from codistill_ext.exchange.wire.weights import WeightPacker
+from codistill_ext.exchange.wire.description import ModelDescription
+from codistill_ext.exchange.wire.shard_weights import packer_of
 from codistill_ext.groups import ModelGroups
 
 logger = logging.getLogger(__name__)
@@ -51,16 +50,16 @@ class PeriodicExchange(Exchange):
         groups: ModelGroups,
         config: CodistillConfig,
         description: ModelDescription,
-        build_peer: PeerBuilder,
+        builder: TeacherBuilder,
     ) -> None:
         super().__init__(groups, config)
         self.module = module
         self.description = description
-        self.packer = WeightPacker(module, half=config.encoding == "half")
+        self.packer = packer_of(module, half=config.encoding == "half")
         self.teachers: dict[int, Teacher] = {}
         self._candidates: dict[int, Teacher] = {}  # built to see whether weights fit, not in use
         self.device = next(module.parameters()).device
-        self._build_peer = build_peer
+        self._builder = builder
         self._worker = BackgroundWorker("codistill-weights")
         self._flights: list[Flight] = []
         self._prepare()
@@ -92,12 +91,7 @@ class PeriodicExchange(Exchange):
         for built in self.teachers, self._candidates:
             if peer in built and built[peer].description == description:
                 return built[peer]
-        if description == self.description:
-            module = copy.deepcopy(self.module)
-        else:
-            devices = [self.device] if self.device.type == "cuda" else []
-            with torch.random.fork_rng(devices):  # initial weights must not disturb the student's dropout
-                module = self._build_peer(description).to(self.device)
+        module = self._builder.build(description, self.device)
         self._candidates[peer] = Teacher(module, description, self.config)
         return self._candidates[peer]
 
@@ -201,10 +195,10 @@ class PeriodicExchange(Exchange):
         """Includes the teachers, and weights on their way, which it waits for."""
         flights = []
         for flight in self._flights:
-            arrivals = {peer: _arrival_state(arrival) for peer, arrival in self._complete(flight).items()}
+            arrivals = {peer: self._arrival_state(peer, arrival) for peer, arrival in self._complete(flight).items()}
             flights.append({"due": flight.due, "arrivals": arrivals})
         teachers = {
-            peer: _arrival_state(teacher.arrival())
+            peer: self._arrival_state(peer, teacher.arrival())
             for peer, teacher in self.teachers.items()
             if teacher.stamp is not None
         }
@@ -212,33 +206,29 @@ class PeriodicExchange(Exchange):
         return {"traffic": traffic, "teachers": teachers, "flights": flights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.traffic.load_state_dict(state["traffic"][self.groups.data_rank])
+        self.traffic.load_state_dict(state["traffic"][self.groups.rank_in_model])
         for peer, saved in state["teachers"].items():
-            arrival = _arrival(saved)
+            arrival = self._arrival(peer, saved)
             self.teacher_of(peer, arrival.description).load(arrival)
-        self._flights = [
-            Flight(
-                flight["due"],
-                done({peer: _arrival(saved) for peer, saved in flight["arrivals"].items()}),
-                whole=True,
-            )
-            for flight in state["flights"]
-        ]
+        self._flights = []
+        for flight in state["flights"]:
+            arrivals = {peer: self._arrival(peer, saved) for peer, saved in flight["arrivals"].items()}
+            self._flights.append(Flight(flight["due"], done(arrivals), whole=True))
 
+    def _arrival_state(self, peer: int, arrival: Arrival) -> dict[str, Any]:
+        assert arrival.row is not None
+        packer = self.teacher_for(peer, arrival.description).packer
+        return {
+            "stamp": arrival.stamp,
+            "taken_at": arrival.taken_at,
+            "description": arrival.description.to_json(),
+            "weights": packer.state(arrival.row.cpu()),
+        }
 
-def _arrival_state(arrival: Arrival) -> dict[str, Any]:
-    assert arrival.row is not None
-    return {
-        "stamp": arrival.stamp,
-        "taken_at": arrival.taken_at,
-        "row": arrival.row.cpu(),
-        "description": arrival.description.to_json(),
-    }
-
-
-def _arrival(state: dict[str, Any]) -> Arrival:
-    description = ModelDescription.from_json(state["description"])
-    return Arrival(state["stamp"], state["taken_at"], description, state["row"])
+    def _arrival(self, peer: int, state: dict[str, Any]) -> Arrival:
+        description = ModelDescription.from_json(state["description"])
+        row = self.teacher_for(peer, description).packer.row_of(state["weights"])
+        return Arrival(state["stamp"], state["taken_at"], description, row)
 
 
 def done(arrivals: dict[int, Arrival]) -> "Future[dict[int, Arrival]]":

@@ -89,4 +89,4 @@ class PredictionExchange(Exchange):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.round = state["round"]
-        self.traffic.load_state_dict(state["traffic"][self.groups.data_rank])
+        self.traffic.load_state_dict(state["traffic"][self.groups.rank_in_model])

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from codistill_ext.config import CodistillConfig
 from codistill_ext.exchange.base import Batch
 from codistill_ext.exchange.wire.description import ModelDescription
-from codistill_ext.exchange.wire.weights import WeightPacker
+from codistill_ext.exchange.wire.shard_weights import packer_of
+from codistill_ext.exchange.wire.shards import is_sharded, reshard
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -21,7 +22,8 @@ class Arrival:
     """Weights of one peer as they came, and what they are.
 
     Attributes:
-        row: bytes in the layout of ``description``; before ``_whole`` as the subclass has them.
+        row: bytes in the layout of ``description``, of what this rank holds; before ``_whole`` as the subclass has
+            them.
     """
 
     stamp: int
@@ -39,21 +41,27 @@ class Teacher:
     """
 
     def __init__(self, module: nn.Module, description: ModelDescription, config: CodistillConfig) -> None:
+        self._sharded = is_sharded(module)
         if config.teacher_device == "cpu":
+            if self._sharded:
+                raise ValueError(
+                    "--codistill-teacher-device cpu has no effect on a sharded teacher, which is where its mesh is: "
+                    "leave it out, or shard with FSDP2's CPUOffloadPolicy"
+                )
             module = module.to("cpu")
         self.module = module.eval().requires_grad_(False)
         self.description = description
-        self.packer = WeightPacker(self.module, half=config.encoding == "half")
+        self.packer = packer_of(self.module, half=config.encoding == "half")
         self.stamp: int | None = None
         self.taken_at = 0.0
         self._forward: Callable[..., Any] = torch.compile(self.module) if config.teacher_compile else self.module
         parameter = next(self.module.parameters())
         self._device = parameter.device
         self._autocast_dtype = _AUTOCAST.get(config.teacher_precision)
-        # A model of 16-bit parameters has its precision already.
+        # A model of 16-bit parameters has its precision already, a sharded one its own MixedPrecisionPolicy.
         decides = config.teacher_precision == "auto" and parameter.dtype.itemsize > 2
-        self._follows_student = decides and self._device.type != "cuda"
-        if decides and self._device.type == "cuda":
+        self._follows_student = decides and (self._sharded or self._device.type != "cuda")
+        if decides and not self._follows_student:
             native = torch.cuda.is_bf16_supported(including_emulation=False)
             self._autocast_dtype = torch.bfloat16 if native else torch.float16
 
@@ -70,9 +78,13 @@ class Teacher:
     def logits(self, batch: Batch) -> Tensor:
         """Rows of logits for the mini-batch, shape (N, C), on the student's device."""
         device = batch.student_NC.device
-        with torch.inference_mode(), self._autocast(batch.autocast):
+        # FSDP2 changes its parameters in place while it computes, which some releases cannot in inference mode.
+        without_gradients = torch.no_grad() if self._sharded else torch.inference_mode()
+        with without_gradients, self._autocast(batch.autocast):
             inputs = _to_device(batch.inputs, self._device)
             rows = batch.rows_of(_to_device(_call(self._forward, inputs), device))
+        if self._sharded:
+            reshard(self.module)
         return rows.clone()  # autograd may not keep a tensor that was made in inference mode
 
     def _autocast(self, students: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:

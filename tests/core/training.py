@@ -4,10 +4,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from codistill_ext import CodistillConfig, CodistillParallel, ModelGroups
 from codistill_ext.exchange import ModelDescription
+from codistill_ext.parallel import DataParallel
 from tests.naive import Net
 
 LR = 0.05
@@ -26,7 +29,28 @@ def batches(update: int, model: int, rank: int, *, coordinated: bool) -> tuple[T
     return torch.randn(6, 8, generator=generator), torch.randint(0, 5, (6,), generator=generator)
 
 
-def train(rank: int, options: dict[str, Any], updates: int, widths: tuple[int, ...] = ALIKE) -> dict[str, Any]:
+def shard(module: nn.Module, groups: ModelGroups) -> nn.Module:
+    """FSDP2, with one layer apart and the root; tied layers must stay together."""
+    fully_shard(module.first, mesh=groups.model_mesh)
+    fully_shard(module, mesh=groups.model_mesh)
+    return module
+
+
+def whole(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of a state with all tensors in full. All ranks of the model must call it."""
+    return {
+        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).clone()
+        for name, tensor in state.items()
+    }
+
+
+def train(
+    rank: int,
+    options: dict[str, Any],
+    updates: int,
+    widths: tuple[int, ...] = ALIKE,
+    data_parallel: DataParallel | None = None,
+) -> dict[str, Any]:
     """Train as a user would; returns this rank's model index, state and what the coupling says."""
     config = CodistillConfig(**options)
     groups = ModelGroups.create(config)
@@ -37,6 +61,7 @@ def train(rank: int, options: dict[str, Any], updates: int, widths: tuple[int, .
         config,
         description=ModelDescription("net", {"width": widths[groups.model_index]}),
         build_peer=lambda peer: Net(width=peer.values["width"]),
+        data_parallel=data_parallel,
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
     terms = []
@@ -54,7 +79,7 @@ def train(rank: int, options: dict[str, Any], updates: int, widths: tuple[int, .
     model.close()
     return {
         "model": groups.model_index,
-        "state": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "state": whole(model.state_dict()),
         "terms": terms,
         "traffic": model.exchange.traffic.to_dict() if model.exchange is not None else {},
     }

@@ -222,7 +222,7 @@ def test_a_file_of_another_architecture_that_does_not_fit_leaves_the_teacher(
     job = Job(tmp_path, 0)
     job.step(3)
     teacher = job.model.exchange.teachers[1]
-    job.model.exchange._build_peer = lambda _: Net(width=20)
+    job.model.exchange._builder._build_peer = lambda _: Net(width=20)
     _write(tmp_path, Net(width=19), "other", update=4)
     with caplog.at_level(logging.WARNING):
         assert job.step(3) == 1

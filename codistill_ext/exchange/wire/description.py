@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,11 @@ Raises:
 
 def describe_class(module: nn.Module) -> ModelDescription:
     """For a user's own module, which peers can only copy: its class, to be compared by name."""
-    return ModelDescription(f"{type(module).__module__}.{type(module).__qualname__}", {})
+    module = getattr(module, "_orig_mod", module)  # of torch.compile
+    kind = type(module)
+    if isinstance(module, FSDPModule):  # fully_shard puts a class of its own before the module's
+        kind = kind.__mro__[kind.__mro__.index(FSDPModule) + 1]
+    return ModelDescription(f"{kind.__module__}.{kind.__qualname__}", {})
 
 
 def copies_only(description: ModelDescription) -> nn.Module:

@@ -1,12 +1,14 @@
 """A model's parameters and buffers as one row of bytes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 _ALIGNMENT = 16  # bytes; the views of every dtype into the row start at multiples of their size
 _FLOAT16_MAX = torch.finfo(torch.float16).max
+# What torch.compile and activation checkpointing put into the names of what they wrap.
+_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 
 class WeightPacker:
@@ -20,14 +22,14 @@ class WeightPacker:
     """
 
     def __init__(self, module: nn.Module, *, half: bool = False) -> None:
-        state = module.state_dict()
-        buffers = {name: tensor for name, tensor in module.named_buffers() if name in state}
+        state = {_plain_name(name) for name in module.state_dict()}
+        buffers = {name: tensor for name, tensor in _named(module.named_buffers()) if name in state}
         self.entries: list[tuple[str, torch.Size, torch.dtype, int]] = []
         offset = 0
         for name, tensor in buffers.items():
             offset = self._append(name, tensor, tensor.dtype, offset)
         self.buffer_bytes = offset
-        for name, tensor in module.named_parameters():  # leaves out the second name of a tied parameter
+        for name, tensor in _named(module.named_parameters()):  # leaves out the second name of a tied parameter
             dtype = torch.float16 if half and tensor.dtype in (torch.float32, torch.float64) else tensor.dtype
             offset = self._append(name, tensor, dtype, offset)
         self.total_bytes = offset
@@ -41,23 +43,23 @@ class WeightPacker:
         """Every name, shape and type, for comparison between ranks."""
         return "; ".join(f"{name} {tuple(shape)} {dtype}" for name, shape, dtype, _ in self.entries)
 
+    def _named_tensors(self, module: nn.Module) -> dict[str, Tensor]:
+        return dict(_named(module.named_buffers())) | dict(_named(module.named_parameters()))
+
     @torch.no_grad()
     def pack(self, module: nn.Module) -> Tensor:
         """A snapshot: uint8 of shape (total_bytes,) on the module's device."""
-        tensors = _named_tensors(module)
+        tensors = self._named_tensors(module)
         device = next(iter(tensors.values())).device
         row = torch.zeros(self.total_bytes, dtype=torch.uint8, device=device)
         for name, view in self.views(row).items():
-            source = tensors[name]
-            if view.dtype == torch.float16 and source.dtype != torch.float16:
-                source = source.clamp(-_FLOAT16_MAX, _FLOAT16_MAX)
-            view.copy_(source)
+            view.copy_(fitting(tensors[name], view.dtype))
         return row
 
     @torch.no_grad()
     def unpack(self, row: Tensor, module: nn.Module) -> None:
         """Copy a snapshot into a module of the same layout, in place."""
-        tensors = _named_tensors(module)
+        tensors = self._named_tensors(module)
         for name, view in self.views(row).items():
             tensors[name].copy_(view)
 
@@ -67,6 +69,10 @@ class WeightPacker:
             name: row[offset : offset + shape.numel() * dtype.itemsize].view(dtype).view(shape)
             for name, shape, dtype, offset in self.entries
         }
+
+    def state(self, row: Tensor) -> dict[str, Tensor]:
+        """The tensors of a row as they are saved; ``row_of`` is the way back."""
+        return self.views(row)
 
     def row_of(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The row of bytes of tensors from elsewhere.
@@ -85,5 +91,18 @@ class WeightPacker:
         return row
 
 
-def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    return dict(module.named_buffers()) | dict(module.named_parameters())
+def fitting(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor within what ``dtype`` can hold."""
+    if dtype == torch.float16 and tensor.dtype != torch.float16:
+        return tensor.clamp(-_FLOAT16_MAX, _FLOAT16_MAX)
+    return tensor
+
+
+def _named(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    return ((_plain_name(name), tensor) for name, tensor in tensors)
+
+
+def _plain_name(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name

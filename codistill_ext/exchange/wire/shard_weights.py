@@ -1,0 +1,53 @@
+"""What a rank holds of a sharded model's parameters, and all buffers, as one row of bytes."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from codistill_ext.exchange.wire.shards import Spec, as_dtensor, is_sharded, local_part, reshard, spec_of
+from codistill_ext.exchange.wire.weights import WeightPacker
+
+
+class ShardPacker(WeightPacker):
+    """A ``WeightPacker`` whose rows have a rank's own part of each tensor.
+
+    Ranks of models that are sharded alike, with the same place in their model, have the same layout.
+
+    Attributes:
+        whole: the layout of the tensors in full, which is that of the module when it is not sharded.
+    """
+
+    def __init__(self, module: nn.Module, *, half: bool = False) -> None:
+        reshard(module)
+        self.whole = WeightPacker(module, half=half)
+        self._specs: dict[str, Spec | None] = {}
+        super().__init__(module, half=half)
+
+    def _append(self, name: str, tensor: Tensor, dtype: torch.dtype, offset: int) -> int:
+        self._specs[name] = spec_of(tensor)
+        return super()._append(name, local_part(tensor), dtype, offset)
+
+    @property
+    def layout(self) -> str:
+        placements = "; ".join(f"{name} {spec and spec[1]}" for name, spec in self._specs.items())
+        return f"{self.whole.layout}; {super().layout}; {placements}"
+
+    def _named_tensors(self, module: nn.Module) -> dict[str, Tensor]:
+        reshard(module)
+        return {name: local_part(tensor) for name, tensor in super()._named_tensors(module).items()}
+
+    def state(self, row: Tensor) -> dict[str, Tensor]:
+        """As DTensors, so that a distributed checkpoint knows whose parts they are."""
+        views = self.views(row)
+        return {
+            name: views[name] if (spec := self._specs[name]) is None else as_dtensor(views[name], shape, spec)
+            for name, shape, _, _ in self.whole.entries
+        }
+
+    def row_of(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return super().row_of({name: local_part(tensor) for name, tensor in tensors.items()})
+
+
+def packer_of(module: nn.Module, *, half: bool) -> WeightPacker:
+    return ShardPacker(module, half=half) if is_sharded(module) else WeightPacker(module, half=half)
