@@ -1,4 +1,7 @@
-"""Commands as a user types them, in processes of their own."""
+"""Commands as a user types them, in processes of their own.
+
+Python starts warm (``tests.warm``), unless the test is marked ``real_python``.
+"""
 
 import os
 import shutil
@@ -8,9 +11,14 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests import warm
+
 ROOT = Path(__file__).parents[1]
 DEADLINE_S = 240
 _GRACE_S = 60
+_READ_AT_IMPORT = ("PYTHON", "OMP_", "TORCH", "LD_")
+
+real_python = False  # tests/conftest.py sets it
 
 
 def environment() -> dict[str, str]:
@@ -22,12 +30,15 @@ def run(
     command: list[str], *, fails: bool = False, cwd: Path = ROOT, variables: Mapping[str, str] | None = None
 ) -> str:
     """Run to the end; its output. It is ended, with what it started, if it takes too long."""
+    variables = dict(variables or {})
+    if not real_python and not any(name.startswith(_READ_AT_IMPORT) for name in variables):
+        command = _warm(command)
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment() | dict(variables or {}),
+        env=environment() | variables,
         cwd=cwd,
         start_new_session=True,
     )
@@ -38,6 +49,16 @@ def run(
         raise AssertionError(f"did not end within {DEADLINE_S} s:\n{output[-5000:]}") from None
     assert (process.returncode != 0) == fails, output[-6000:]
     return output
+
+
+def _warm(command: list[str]) -> list[str]:
+    """With the interpreter that starts at once, if it is this one, or a script of this one."""
+    if command[0] == sys.executable:
+        return [warm.python(), *command[1:]]
+    with open(command[0], "rb") as file:
+        interpreter = file.readline().decode(errors="replace").strip().removeprefix("#!")
+    here = Path(interpreter).parent == Path(sys.executable).parent and Path(interpreter).name.startswith("python")
+    return [warm.python(), *command] if here else command
 
 
 def _end(process: subprocess.Popen[str]) -> str:

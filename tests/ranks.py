@@ -1,9 +1,12 @@
 """Runs a function on several ranks in real processes over gloo, and ends what it started."""
 
+import contextlib
 import datetime
-import multiprocessing
 import os
+import signal
+import socket
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +14,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from tests import warm
+from tests.warm.client import receive_status
 
 DEADLINE_S = 120
 
@@ -51,34 +57,38 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, deadlin
     Raises:
         RankError: a rank raised. TimeoutError: they took longer than ``deadline_s``.
     """
-    # A server that has imported torch and runs no threads forks the ranks: importing takes seconds
-    # (the first optimizer imports torch._dynamo).
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo", "torchvision", "codistill_ext"])
     with tempfile.TemporaryDirectory() as directory:
-        processes = [
-            context.Process(target=_entry, args=(rank, world_size, directory, function, args), daemon=True)
-            for rank in range(world_size)
-        ]
-        for process in processes:
-            process.start()
+        limit = time.monotonic() + deadline_s
+        ranks = [warm.call(_entry, rank, world_size, directory, function, args) for rank in range(world_size)]
         try:
-            limit = datetime.datetime.now() + datetime.timedelta(seconds=deadline_s)
-            for process in processes:
-                process.join(max(0.0, (limit - datetime.datetime.now()).total_seconds()))
-            errors = {
-                rank: (Path(directory) / f"error{rank}.txt").read_text()
-                for rank in range(world_size)
-                if (Path(directory) / f"error{rank}.txt").exists()
-            }
-            if errors:
-                raise RankError(errors)
-            stuck = [rank for rank, process in enumerate(processes) if process.is_alive()]
-            if stuck:
-                raise TimeoutError(f"ranks {stuck} did not end within {deadline_s} s")
-            return [torch.load(Path(directory) / f"result{rank}.pt", weights_only=False) for rank in range(world_size)]
+            stuck = [rank for rank, process in enumerate(ranks) if not _ended(process, limit)]
         finally:
-            for process in processes:
-                if process.is_alive():
-                    process.kill()
-                process.join()
+            for process in ranks:
+                _end(process)
+        errors = {
+            rank: path.read_text()
+            for rank in range(world_size)
+            if (path := Path(directory, f"error{rank}.txt")).exists()
+        }
+        if errors:
+            raise RankError(errors)
+        if stuck:
+            raise TimeoutError(f"ranks {stuck} did not end within {deadline_s} s")
+        return [torch.load(Path(directory) / f"result{rank}.pt", weights_only=False) for rank in range(world_size)]
+
+
+def _ended(process: socket.socket, limit: float) -> bool:
+    process.settimeout(max(0.001, limit - time.monotonic()))
+    try:
+        receive_status(process)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _end(process: socket.socket) -> None:
+    """If it has not ended by itself."""
+    with process, contextlib.suppress(OSError, EOFError):
+        process.settimeout(None)
+        process.sendall(bytes([signal.SIGKILL]))
+        receive_status(process)

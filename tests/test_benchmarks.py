@@ -32,6 +32,7 @@ def test_teacher_overhead() -> None:
         assert model["teacher in float32"]["worst_step"] >= model["teacher in float32"]["ratio_of_medians"]
 
 
+@pytest.mark.real_python
 def test_topk() -> None:
     command = [sys.executable, "-m", "benchmarks.topk", "--rows", "50", "--outputs", "300", "--turns", "2"]
     encodings = result(run(command))["encodings"]

@@ -22,7 +22,7 @@ def code_blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.real_python), 4])
 def test_the_loop_trains_two_models_that_differ(tmp_path: Path, processes: int) -> None:
     (block,) = code_blocks(README, "python")
     assert block.count("# NEW") + block.count("# CHANGED") == 8

@@ -37,6 +37,7 @@ def test_one_model_is_the_stock_run_bit_for_bit(data_bin: Path, stock: Path, tmp
     assert same_bits(tmp_path / "model0" / LAST, stock / LAST)
 
 
+@pytest.mark.real_python
 def test_weight_zero_is_the_stock_run_bit_for_bit(data_bin: Path, stock: Path, tmp_path: Path) -> None:
     train(data_bin, tmp_path, *TWO, "--codistill-alpha", "0", "--max-update", "12", processes=2)
     assert same_bits(tmp_path / "model0" / LAST, stock / LAST)
@@ -79,6 +80,7 @@ def test_bytes_of_predictions_are_those_of_the_tokens(codistilled: tuple[Path, s
     assert sent == pytest.approx(tokens * vocabulary * 4, rel=0.01)  # wpb is printed rounded
 
 
+@pytest.mark.real_python
 def test_stock_commands_read_the_checkpoints(codistilled: tuple[Path, str], data_bin: Path, tmp_path: Path) -> None:
     folder, _ = codistilled
     first, second = (str(folder / f"model{index}" / "checkpoint_best.pt") for index in range(2))
@@ -156,6 +158,7 @@ def test_gradients_that_are_not_numbers_end_the_job_with_their_message(data_bin:
     assert "gradients are Nan/Inf" in output
 
 
+@pytest.mark.real_python
 def test_hydra_trains_from_the_configuration_in_the_repository(data_bin: Path, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     command = torchrun(2, "-m", "codistill_ext.hydra_train")

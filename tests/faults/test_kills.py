@@ -35,6 +35,7 @@ def test_pictures_two_models_on_four_ranks_restart_by_themselves(
     assert not list((tmp_path / "killed").glob("model*/.*.tmp")), "half a file is cleared away"
 
 
+@pytest.mark.real_python
 def test_a_job_of_two_ranks_beside_the_files_of_its_peer_restarts_by_itself(tmp_path: Path) -> None:
     files = ["--codistill-exchange", "files", "--codistill-period", "4", "--codistill-lag", "2"]
     options = [*PLAIN, *TWO, *files, "--save-every-updates", "2"]

@@ -130,6 +130,7 @@ def test_the_learning_rate_moves_at_every_update(tmp_path: Path) -> None:
     assert max(rates) == rates[BATCHES_AN_EPOCH] == 0.05
 
 
+@pytest.mark.real_python
 def test_torchrun_on_an_image_folder(tmp_path: Path) -> None:
     write_folders(tmp_path / "data")
     sizes = ["--train-crop-size", "32", "--val-resize-size", "36", "--val-crop-size", "32"]
