@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codistill_ext.config import CodistillConfig
+from codistill_ext.outputs import Spread, log_softmax, sum_outputs
 from codistill_ext.schedules import Curve
 from codistill_ext.topk import LEAST_LOGP, TopK, binned
 
@@ -46,6 +47,7 @@ def divergence(
     *,
     temperature: float = 1.0,
     reduction: str = "mean",
+    spread: Spread | None = None,
 ) -> Tensor:
     """D(f_i(x), f_j(x)) in float32; no gradient reaches the teacher.
 
@@ -61,6 +63,8 @@ def divergence(
         kind: ``kl_teacher_student`` = KL(teacher || student), ``kl_student_teacher`` =
             KL(student || teacher), ``cross_entropy`` = -sum p_teacher log p_student, or ``mse``.
         reduction: over the rows, ``mean`` or ``sum``, as in the task loss it is added to.
+        spread: where the other outputs are, when both logits are those that this rank has; the result is of all.
+            Not with a top k.
 
     Raises:
         ValueError: the shapes differ, the kind or the reduction is unknown, or ``mse`` of a top k.
@@ -70,10 +74,12 @@ def divergence(
             raise ValueError("mse compares logits, but of a top k only probabilities are known")
         rows = _of_distributions(*binned(student_NC, teacher, temperature), kind)
         return _reduce(rows, reduction) * temperature**2
-    return _of_logits(student_NC, teacher, kind, temperature, reduction)
+    return _of_logits(student_NC, teacher, kind, temperature, reduction, spread)
 
 
-def _of_logits(student_NC: Tensor, teacher_NC: Tensor, kind: str, temperature: float, reduction: str) -> Tensor:
+def _of_logits(
+    student_NC: Tensor, teacher_NC: Tensor, kind: str, temperature: float, reduction: str, spread: Spread | None
+) -> Tensor:
     if student_NC.shape != teacher_NC.shape:
         raise ValueError(
             f"student and teacher must have equal shapes (rows, outputs), not {tuple(student_NC.shape)} "
@@ -81,28 +87,30 @@ def _of_logits(student_NC: Tensor, teacher_NC: Tensor, kind: str, temperature: f
         )
     student_NC, teacher_NC = student_NC.float(), teacher_NC.detach().float()
     if kind == "mse":
-        lost_N = ~teacher_NC.isfinite().all(dim=-1)
+        outputs = student_NC.size(-1) if spread is None else spread.outputs
+        lost_N = sum_outputs(~teacher_NC.isfinite(), spread) > 0
         differences_NC = student_NC - teacher_NC.masked_fill(lost_N[:, None], 0.0)
-        return _reduce(differences_NC.square().mean(dim=-1).masked_fill(lost_N, 0.0), reduction)
-    student_logp = F.log_softmax(student_NC / temperature, dim=-1)
-    teacher_logp = F.log_softmax(teacher_NC / temperature, dim=-1)
-    return _reduce(_of_distributions(student_logp, teacher_logp, kind), reduction) * temperature**2
+        rows_N = sum_outputs(differences_NC.square(), spread) / outputs
+        return _reduce(rows_N.masked_fill(lost_N, 0.0), reduction)
+    student_logp = log_softmax(student_NC / temperature, spread)
+    teacher_logp = log_softmax(teacher_NC / temperature, spread)
+    return _reduce(_of_distributions(student_logp, teacher_logp, kind, spread), reduction) * temperature**2
 
 
-def _of_distributions(student_logp: Tensor, teacher_logp: Tensor, kind: str) -> Tensor:
+def _of_distributions(student_logp: Tensor, teacher_logp: Tensor, kind: str, spread: Spread | None = None) -> Tensor:
     """Divergence of each row, of log-probabilities of shape (N, C) or (N, B)."""
     lost_N = teacher_logp[:, 0].isnan()  # log_softmax makes all of such a row NaN
     # Before the divergence too: behind it the gradient would be 0 * NaN. And 0 log 0 is 0, not NaN.
     teacher_logp = teacher_logp.nan_to_num_(nan=0.0, neginf=LEAST_LOGP)
     if kind == "kl_teacher_student":
-        rows = F.kl_div(student_logp, teacher_logp, reduction="none", log_target=True).sum(dim=-1)
+        terms = F.kl_div(student_logp, teacher_logp, reduction="none", log_target=True)
     elif kind == "kl_student_teacher":
-        rows = F.kl_div(teacher_logp, student_logp, reduction="none", log_target=True).sum(dim=-1)
+        terms = F.kl_div(teacher_logp, student_logp, reduction="none", log_target=True)
     elif kind == "cross_entropy":
-        rows = -(teacher_logp.exp() * student_logp).sum(dim=-1)
+        terms = -(teacher_logp.exp() * student_logp)
     else:
         raise ValueError(f"unknown divergence {kind!r}")
-    return rows.masked_fill(lost_N, 0.0)
+    return sum_outputs(terms, spread).masked_fill(lost_N, 0.0)
 
 
 def _reduce(rows: Tensor, reduction: str) -> Tensor:
@@ -113,7 +121,9 @@ def _reduce(rows: Tensor, reduction: str) -> Tensor:
     raise ValueError(f"reduction is mean or sum, not {reduction!r}")
 
 
-def mean_prediction(teachers: Sequence[Target], kind: str, temperature: float = 1.0) -> Tensor:
+def mean_prediction(
+    teachers: Sequence[Target], kind: str, temperature: float = 1.0, spread: Spread | None = None
+) -> Tensor:
     """Logits of the teachers' mean prediction (Anil et al.): of their probabilities, or for mse of their logits.
 
     Raises:
@@ -124,7 +134,7 @@ def mean_prediction(teachers: Sequence[Target], kind: str, temperature: float = 
         raise ValueError("the mean prediction needs all logits of each teacher, not a top k")
     if kind == "mse":
         return torch.stack([teacher.float() for teacher in teachers_NC]).mean(dim=0)
-    logp = torch.stack([F.log_softmax(teacher.float() / temperature, dim=-1) for teacher in teachers_NC])
+    logp = torch.stack([log_softmax(teacher.float() / temperature, spread) for teacher in teachers_NC])
     return (logp.logsumexp(dim=0) - torch.log(logp.new_tensor(len(teachers_NC)))) * temperature
 
 
@@ -142,6 +152,7 @@ def codistillation_term(
     *,
     alpha: float,
     reduction: str = "mean",
+    spread: Spread | None = None,
 ) -> CodistillTerm:
     """alpha_k * 1/(n-1) * sum over peers of D(f_i(x), f_j(x)), or D to the mean prediction.
 
@@ -149,15 +160,23 @@ def codistillation_term(
         student_NC: this model's logits, with their graph.
         teachers: the predictions of each peer for the same rows; empty when there is none yet.
         alpha: alpha_k, from the schedule.
+        spread: where the other outputs are, when all logits are those that this rank has.
     """
     if not teachers or alpha == 0:
         zero = student_NC.new_zeros((), dtype=torch.float32)
         return CodistillTerm(loss=zero, divergence=zero, alpha=alpha, peers=0)
     targets = teachers
     if config.target == "mean":
-        targets = [mean_prediction(teachers, config.divergence, config.temperature)]
+        targets = [mean_prediction(teachers, config.divergence, config.temperature, spread)]
     divergences = [
-        divergence(student_NC, target, config.divergence, temperature=config.temperature, reduction=reduction)
+        divergence(
+            student_NC,
+            target,
+            config.divergence,
+            temperature=config.temperature,
+            reduction=reduction,
+            spread=spread,
+        )
         for target in targets
     ]
     mean = torch.stack(divergences).mean()

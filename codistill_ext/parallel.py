@@ -1,6 +1,7 @@
 """The group-aware wrapper: a module, data-parallel among its own ranks, that knows its peers."""
 
 import contextlib
+import dataclasses
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from codistill_ext.exchange import (
 from codistill_ext.exchange.wire.shards import is_sharded, local_part, without_reduction
 from codistill_ext.groups import ModelGroups
 from codistill_ext.loss import CodistillTerm, alpha_at, codistillation_term
+from codistill_ext.outputs import own_outputs
 from codistill_ext.schedules import Curve, Horizon
 
 DataParallel = Callable[[nn.Module, ModelGroups], nn.Module]
@@ -143,21 +145,36 @@ class CodistillParallel(nn.Module):
         Args:
             inputs: what the module was called with: a tensor, a sequence of arguments, or a
                 mapping of keyword arguments.
-            logits: what it returned, shape (..., C).
+            logits: what it returned, shape (..., C). A DTensor may be spread over ranks by C (tensor parallelism);
+                the ``loss`` is one then, too.
             mask: shape (...), true where a position counts; padding is neither sent nor counted.
             reduction: ``mean`` or ``sum`` over the positions, as the task loss does it.
 
         Raises:
+            ValueError: the logits are spread over ranks in another way, or with the top k as encoding.
             CoordinationError: a peer read other data, or is in another round.
             PeerTimeoutError: a peer did not come.
         """
         if self.exchange is None:
             return codistillation_term(logits, [], self.config, alpha=0.0)
         alpha = self.alpha
+        logits, spread = own_outputs(logits)
+        if spread is not None and spread.group is not None and self.config.encoding == "topk":
+            raise ValueError(
+                "a top k needs all outputs of a row on each rank, but the logits are spread over ranks: redistribute "
+                "them, or use --codistill-encoding full or half"
+            )
         student_NC = _rows(logits, mask)
-        batch = Batch(inputs, student_NC, lambda output: _rows(self._logits_of(output), mask), self._autocast)
+        batch = Batch(inputs, student_NC, lambda output: self._rows_of(output, mask), self._autocast)
         teachers_NC = self.exchange.targets(batch, update=self.updates, wanted=alpha > 0)
-        return codistillation_term(student_NC, teachers_NC, self.config, alpha=alpha, reduction=reduction)
+        term = codistillation_term(
+            student_NC, teachers_NC, self.config, alpha=alpha, reduction=reduction, spread=spread
+        )
+        return term if spread is None else dataclasses.replace(term, loss=spread.replicated(term.loss))
+
+    def _rows_of(self, output: Any, mask: Tensor | None) -> Tensor:
+        """A teacher's logits as rows, of the outputs that this rank has."""
+        return _rows(own_outputs(self._logits_of(output))[0], mask)
 
     def after_update(self) -> None:
         """To be called after each optimizer step, on every rank; also when the step was skipped."""
