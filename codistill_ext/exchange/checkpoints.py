@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ class CheckpointExchange(PeriodicExchange):
         every = self.config.check_every * self.config.period
         return self.config.coordinated and every > 0 and update % every == 0
 
-    def _take_off(self, update: int) -> Callable[[], dict[int, Arrival]]:
+    def _take_off(self, update: int) -> "Future[dict[int, Arrival]]":
         row = self.packer.pack(self.module)
         if self.groups.model_group is not None:
             # Running statistics differ between the ranks of a model; its lead's are the ones it saves.
@@ -74,7 +74,7 @@ class CheckpointExchange(PeriodicExchange):
         self.round += 1
         # The copy waits for the device: the parameters change in the next step.
         share = self._share(row).to("cpu", copy=True)
-        return functools.partial(self._cross, header, share)
+        return self._worker.submit(functools.partial(self._cross, header, share))
 
     def _share(self, row: Tensor) -> Tensor:
         """This rank's part of what it holds like others do, the last ranks' padded with zeros."""

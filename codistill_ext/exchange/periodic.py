@@ -3,7 +3,6 @@
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
@@ -28,11 +27,17 @@ _MOST_FLIGHTS = 2  # each holds a copy of the weights in host memory
 
 @dataclass
 class Flight:
-    """Weights on their way: fetched after one update, used from another one on."""
+    """Weights on their way: fetched after one update, used from another one on.
+
+    Attributes:
+        whole: they are here, and joined inside the model group.
+        late: they have been waited for in vain.
+    """
 
     due: int
     arrivals: "Future[dict[int, Arrival]]"
     whole: bool = False
+    late: bool = False
 
 
 class PeriodicExchange(Exchange):
@@ -69,8 +74,8 @@ class PeriodicExchange(Exchange):
         """Set up what this way of travelling needs. All ranks of all models of the job call it."""
 
     @abstractmethod
-    def _take_off(self, update: int) -> Callable[[], dict[int, Arrival]]:
-        """Take a snapshot of what this model gives; the job that moves weights, for the thread.
+    def _take_off(self, update: int) -> "Future[dict[int, Arrival]]":
+        """Take a snapshot of what this model gives, and let the thread move weights.
 
         Called on all ranks of the model after the same update.
         """
@@ -125,19 +130,25 @@ class PeriodicExchange(Exchange):
     def after_update(self, update: int) -> None:
         """Every rank of the model must call it: weights are gathered inside the model group."""
         self._land(update)
-        if update % self.config.period == 0:
-            while len(self._flights) >= _MOST_FLIGHTS:
-                self._finish(self._flights.pop(0))
-            job = self._take_off(update)
-            self._flights.append(Flight(update + self.config.swap_delay, self._worker.submit(job)))
+        if update % self.config.period == 0 and self._has_room():
+            self._flights.append(Flight(update + self.config.swap_delay, self._take_off(update)))
             self._land(update)
+
+    def _has_room(self) -> bool:
+        """Whether a further exchange may begin, which it must where peers take part. Alike on all ranks."""
+        while len(self._flights) >= _MOST_FLIGHTS:
+            self._finish(self._flights.pop(0))
+        return True
 
     def _land(self, update: int) -> None:
         while self._flights and self._flights[0].due <= update:
-            flight = self._flights[0]
-            if not self._waits(update) and not self.groups.agree(flight.arrivals.done(), self.device):
+            if not self._can_finish(self._flights[0], wait=self._waits(update)):
                 return
             self._finish(self._flights.pop(0))
+
+    def _can_finish(self, flight: Flight, *, wait: bool) -> bool:
+        """Whether to go on to ``_complete``, which waits. Alike on all ranks of the model, which call it together."""
+        return wait or self.groups.agree(flight.arrivals.done(), self.device)
 
     def _waits(self, update: int) -> bool:
         """Whether late weights must be waited for now. The same on all ranks of a model."""
@@ -195,6 +206,8 @@ class PeriodicExchange(Exchange):
         """Includes the teachers, and weights on their way, which it waits for."""
         flights = []
         for flight in self._flights:
+            if not self._can_finish(flight, wait=True):
+                continue
             arrivals = {peer: self._arrival_state(peer, arrival) for peer, arrival in self._complete(flight).items()}
             flights.append({"due": flight.due, "arrivals": arrivals})
         teachers = {

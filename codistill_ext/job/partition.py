@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from codistill_ext.config import CodistillConfig
+from codistill_ext.exchange.wire.foreign_files import open_directory, open_file
 from codistill_ext.exchange.wire.whole_files import write_text
 from codistill_ext.groups import ModelGroups, model_directory
 
 _FILE = "partition.json"
+_MOST_BYTES = 1 << 16
 
 
 def check_partition(
@@ -48,10 +50,10 @@ def _compare_jobs(mine: dict[str, Any], directory: Path, groups: ModelGroups) ->
     write_text(own / _FILE, json.dumps(mine) + "\n")
     for peer in range(groups.num_models):
         path = model_directory(directory, peer) / _FILE
-        if not path.exists():
-            continue
         try:
-            theirs = json.loads(path.read_text(encoding="utf-8"))
+            theirs = _read(path)
+        except FileNotFoundError:
+            continue
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}): remove it and start that job again") from error
         if theirs != mine:
@@ -59,3 +61,9 @@ def _compare_jobs(mine: dict[str, Any], directory: Path, groups: ModelGroups) ->
                 f"disjoint data needs jobs that cut the same data in the same way, but {path} says {theirs} and this "
                 f"job has {mine}: start all of them with the same --seed and data, or choose another --codistill-dir"
             )
+
+
+def _read(path: Path) -> Any:
+    """What another job wrote, or somebody else in its place."""
+    with open_directory(path.parent) as directory, open_file(path.name, directory) as file:
+        return json.loads(file.read(min(file.size, _MOST_BYTES)).decode())

@@ -150,7 +150,8 @@ def test_counted_is_the_size_of_the_files(tmp_path: Path) -> None:
         for model in models:
             model.codistill(x, model(x))
             model.after_update()
-            model.exchange._worker.submit(lambda: None).result()
+            for worker in model.exchange._publisher.worker, model.exchange._worker:
+                worker.submit(lambda: None).result()
     one = predicted_weights(configs[0], 0, model_bytes=WeightPacker(models[0].plain).total_bytes, ranks=1)
     sizes = [[path.stat().st_size for path in (tmp_path / f"model{index}").iterdir()] for index in range(2)]
     for index, model in enumerate(models):

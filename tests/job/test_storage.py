@@ -1,4 +1,4 @@
-"""Files are whole or not there, and a damaged checkpoint gives way to the one before."""
+"""A checkpoint is whole or not there, and a damaged one gives way to the one before."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from codistill_ext.exchange.wire.whole_files import put_in_place, remove_leftovers, write_atomically, write_text
+from codistill_ext.exchange.wire.whole_files import remove_leftovers
 from codistill_ext.job.storage import (
     DamagedCheckpointWarning,
     check_whole,
@@ -22,22 +22,6 @@ from tests.faults.kills import every_cut_short
 
 def state(update: int) -> dict[str, object]:
     return {"update": update, "x": torch.full((100,), float(update))}
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    write_text(path, "old")
-
-    def fail(file: object) -> None:
-        file.write(b"half")  # type: ignore[attr-defined]
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, fail)
-    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
-    (tmp_path / ".a.txt.x.tmp").touch()
-    remove_leftovers(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
@@ -109,14 +93,6 @@ def test_killed_anywhere_in_a_save_leaves_the_old_or_the_new(
 
 def _no_links(source: Path, target: Path) -> None:
     raise OSError("not supported")
-
-
-def test_two_names_of_a_file_do_not_change_together(tmp_path: Path) -> None:
-    first, second = tmp_path / "first.pt", tmp_path / "second.pt"
-    save_checkpoint(state(1), first)
-    put_in_place(first, second)
-    save_checkpoint(state(2), first)
-    assert (load_checkpoint(first)["update"], load_checkpoint(second)["update"]) == (2, 1)
 
 
 def test_no_class_is_unpickled(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 
 class BackgroundWorker:
@@ -16,24 +19,41 @@ class BackgroundWorker:
 
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._step: tuple[str, float] | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, job: Callable[[], Any]) -> "Future[Any]":
+    def submit(self, job: Callable[[], Result]) -> "Future[Result]":
         """Queue a call; errors come out of the future's ``result``."""
-        future: Future[Any] = Future()
+        future: Future[Result] = Future()
         self._jobs.put((job, future))
         return future
 
-    def close(self) -> None:
-        """Wait for all jobs, then end the thread."""
+    def begins(self, step: str) -> None:
+        """For the job that runs: what it does from now on, such as ``reading FILE``."""
+        self._step = (step, time.monotonic())
+
+    def hangs_in(self, longer_than_s: float = 0.0) -> str | None:
+        """The step that has been going on for longer than that, as a clause of a message."""
+        step = self._step
+        if step is None or time.monotonic() - step[1] < longer_than_s:
+            return None
+        return f"{step[0]} has not come to an end for {time.monotonic() - step[1]:.0f} s"
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Wait for all jobs, then end the thread; whether it ended in that time."""
         self._jobs.put(None)
-        self._thread.join()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while (item := self._jobs.get()) is not None:
             job, future = item
             try:
-                future.set_result(job())
+                result = job()
             except BaseException as error:
+                self._step = None
                 future.set_exception(error)
+            else:
+                self._step = None
+                future.set_result(result)

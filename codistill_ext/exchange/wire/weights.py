@@ -78,17 +78,24 @@ class WeightPacker:
         """The row of bytes of tensors from elsewhere.
 
         Raises:
-            ValueError: a name is missing or unknown, or a shape or a type differs; names the first.
+            ValueError: they are not those of this layout; names the first that differs.
         """
-        expected = {name: (tuple(shape), dtype) for name, shape, dtype, _ in self.entries}
-        found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
-                raise ValueError(f"{name} should be {expected.get(name)}, but is {found.get(name)}")
+        self.check_fits({name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()})
         row = torch.zeros(self.total_bytes, dtype=torch.uint8)
         for name, view in self.views(row).items():
             view.copy_(tensors[name])
         return row
+
+    def check_fits(self, found: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
+        """Compare the shapes and types of tensors from elsewhere.
+
+        Raises:
+            ValueError: a name is missing or unknown, or a shape or a type differs; names the first.
+        """
+        expected = {name: (tuple(shape), dtype) for name, shape, dtype, _ in self.entries}
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise ValueError(f"{name:.200} should be {expected.get(name)}, but is {found.get(name)!s:.200}")
 
 
 def fitting(tensor: Tensor, dtype: torch.dtype) -> Tensor:
