@@ -6,7 +6,7 @@
 # Needs Linux, Python 3.11 or 3.12 and a network; no root, no GPU. Installs into .venv (5.5 GB, 2 to 10 minutes,
 # once), then takes about 13 minutes on 2 cores. Ends with a table; the same is in runs/quickstart/summary.json
 # and the curves in runs/quickstart/curves.png. Should reach at least 12 BLEU (copying the source: 3.8) and 70 % top-1.
-# A second run reuses what the first one finished; remove runs/quickstart to train again.
+# A second run goes on from where the first one ended, also in the downloads; remove runs/quickstart to train again.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$ROOT/recipes/lib/venv.sh"
@@ -38,11 +38,16 @@ VISION=(
     --output-dir "$RUN/vision"
 )
 
+# is_trained NAME COMMAND...: whether an earlier start finished it.
+is_trained() {
+    [[ -f $RUN/$1/seconds && $(cat "$RUN/$1/command" 2>/dev/null) == "${*:2}" ]]
+}
+
 # train NAME COMMAND...: runs it once; its output goes to RUN/NAME/log, its seconds to RUN/NAME/seconds.
 train() {
     local name=$1 directory=$RUN/$1 start=$SECONDS
     shift
-    if [[ -f $directory/seconds && $(cat "$directory/command" 2>/dev/null) == "$*" ]]; then
+    if is_trained "$name" "$@"; then
         echo "== $name: using the run in $directory (remove it to train again)"
         return
     fi
@@ -66,7 +71,12 @@ measure() {
     mv "$output.partial" "$output"
 }
 
+# Whatever comes over the network comes before anything is trained.
 make_venv
+if ! is_trained vision "${VISION[@]}"; then
+    echo "== data: CIFAR-10"
+    (cd "$ROOT" && "$VENV/bin/python" -m vision.cifar10)
+fi
 echo "== data: the shipped English-German corpus, pairs of up to 16 words"
 (cd "$ROOT" && "$VENV/bin/python" -m translation.prepare --dest "$DATA" --vocab-size 2000 --max-words 16)
 train translation "${TRANSLATION[@]}"

@@ -81,3 +81,12 @@ def script(name: str) -> str:
 
 def torchrun(processes: int, *options: str) -> list[str]:
     return [script("torchrun"), "--standalone", "--nproc-per-node", str(processes), *options]
+
+
+def stand_in(directory: Path, name: str, script: str) -> Path:
+    """An executable shell script, to be found on PATH."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / name
+    path.write_text(f"#!/bin/bash\n{script}\n")
+    path.chmod(0o755)
+    return path

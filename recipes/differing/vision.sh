@@ -14,6 +14,7 @@ source "$ROOT/recipes/lib/venv.sh"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 make_venv
 cd "$ROOT"
+"$VENV/bin/python" -m vision.cifar10
 exec "$VENV/bin/torchrun" --standalone --nproc-per-node 2 -m vision.train --dataset cifar10 --model resnet20 \
     --codistill-models 2 --codistill-settings recipes/differing/resnet20_resnet56.yaml \
     --batch-size 128 --epochs 160 --lr 0.1 --lr-scheduler cosineannealinglr --lr-warmup-epochs 1 --lr-warmup-decay 0.1 \

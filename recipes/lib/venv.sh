@@ -31,32 +31,49 @@ check_disk() {
         "the installation needs $NEED_GB GB (torch comes as a CUDA build of about 5.5 GB)."
 }
 
-pip_install() {
-    if ! "$VENV/bin/python" -m pip install --disable-pip-version-check "$@" >>"$VENV/install.log" 2>&1; then
-        tail -n 15 "$VENV/install.log" >&2
-        stop "pip could not install: $*" \
-            "Is there a network, or a package index that pip is configured for? All of its output: $VENV/install.log"
-    fi
-}
-
 # What the environment is made of: equal stamps, same environment.
 stamp() {
     (cd "$ROOT" && pwd && cat setup.py requirements/*.txt) | sha256sum
 }
 
-make_venv() {
+is_done() {
+    [[ $(cat "$1" 2>/dev/null) == "$(stamp)" ]]
+}
+
+# step NAME ARGUMENT...: pip install ARGUMENT..., unless an earlier start came so far.
+step() {
+    local marker=$VENV/steps/$1
+    is_done "$marker" && return
+    (cd "$ROOT" && "$VENV/bin/python" -m recipes.pip_install "$1" "$VENV/install.log" "${@:2}") || exit 1
+    mkdir -p "$VENV/steps"
+    stamp >"$marker"
+}
+
+# What is large is a step of its own: a second start has it behind it. A newer pip first, because it continues
+# downloads that break.
+install_all() {
     local start=$SECONDS python
-    if [[ -x $VENV/bin/python && $(cat "$VENV/installed" 2>/dev/null) == "$(stamp)" ]]; then
+    is_done "$VENV/installed" && return # by the process that this one has waited for
+    python=$(find_python) || exit 1
+    is_done "$VENV/steps/torch" || check_disk
+    echo "== installing into $VENV with $("$python" --version): 5.5 GB, 2 to 10 minutes, once"
+    "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$VENV" || stop "$python could not make $VENV"
+    : >"$VENV/install.log"
+    step pip -c requirements/constraints.txt --upgrade pip
+    step fairseq --no-deps --require-hashes -r requirements/fairseq.txt
+    step torch -c requirements/constraints.txt torch torchvision
+    step codistill_ext -c requirements/constraints.txt -e '.[translation,vision,recipes,dev]'
+    stamp >"$VENV/installed"
+    echo "== installed in $((SECONDS - start)) seconds"
+}
+
+make_venv() {
+    if is_done "$VENV/installed" && [[ -x $VENV/bin/python ]]; then
         echo "== using $VENV"
         return
     fi
-    python=$(find_python)
-    check_disk
-    echo "== installing into $VENV with $("$python" --version): 5.5 GB, 2 to 10 minutes, once"
-    [[ -x $VENV/bin/python ]] || "$python" -m venv "$VENV" || stop "$python could not make $VENV"
-    : >"$VENV/install.log"
-    pip_install --no-deps --require-hashes -r "$ROOT/requirements/fairseq.txt"
-    (cd "$ROOT" && pip_install -c requirements/constraints.txt -e '.[translation,vision,recipes,dev]')
-    stamp >"$VENV/installed"
-    echo "== installed in $((SECONDS - start)) seconds"
+    (
+        flock --nonblock 9 || { echo "== another process is installing into $VENV: waiting for it" && flock 9; }
+        install_all
+    ) 9>"$ROOT/.venv.lock" || exit 1
 }

@@ -1,11 +1,10 @@
-"""A file server that lapses as it is told, and a stand-in for npm."""
+"""A file server that lapses as it is told."""
 
 import contextlib
 import http.server
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 
 @dataclass(kw_only=True)
@@ -57,12 +56,3 @@ def file_server(content: bytes, mishaps: Sequence[int | str] = ()) -> Iterator[S
         finally:
             server.shutdown()
             thread.join()
-
-
-def stand_in(directory: Path, name: str, script: str) -> Path:
-    """An executable shell script, to be found on PATH."""
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / name
-    path.write_text(f"#!/bin/bash\n{script}\n")
-    path.chmod(0o755)
-    return path

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vision.servers import stand_in
+from tests.commands import stand_in
 from vision.npm import npm_pack
 from vision.retrying import Failure, FetchError
 
