@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vision.retrying import Failure, FetchError, Pause, first_delivered
 
-# pip often names them in warnings alone, and its error is then that there is no such version.
+# pip often names them in warnings alone: its error is then that there is no such version, or that versions conflict.
 _LAPSES = re.compile(
     r"connection broken by|Connection(Error|ResetError)|[Cc]onnection (reset|refused|aborted|interrupted)|timed out"
     r"|(Read|Connect)Timeout|Max retries exceeded|ProtocolError|IncompleteRead|RemoteDisconnected|Remote end closed"
@@ -26,7 +26,7 @@ _LAPSES = re.compile(
 )
 _REFUSALS = re.compile(
     r"No space left on device|Disk quota exceeded|Permission denied|Read-only file system|CERTIFICATE_VERIFY_FAILED"
-    r"|error: ssl-\w+|ResolutionImpossible|HTTP error 40[134]|40[134] Client Error"
+    r"|error: ssl-\w+|HTTP error 40[134]|40[134] Client Error"
 )
 _DOUBTS = re.compile(r"DO NOT MATCH THE HASHES|BadZipFile|zlib\.error")
 _TOO_LONG = re.compile(r" \(from versions: .*\)|<pip\._vendor[^>]*>: ")

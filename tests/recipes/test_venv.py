@@ -122,6 +122,8 @@ def test_one_process_makes_it_and_the_other_uses_it(root: Path) -> None:
     [
         (f"Collecting pytest-timeout\n{REFUSED}", Failure.REFUSED, NO_VERSION),
         (f"{BROKEN}\n{NO_VERSION}", Failure.LAPSED, "no route"),
+        (f"{BROKEN}\nERROR: ResolutionImpossible: for help", Failure.LAPSED, "no route"),
+        ("ERROR: ResolutionImpossible: for help", Failure.REFUSED, "ResolutionImpossible"),
         ("error: incomplete-download\n\n× Failed because not enough bytes", Failure.LAPSED, "not enough bytes"),
         ("ERROR: Exception:\nTraceback:\n  File\nurllib3.exceptions.ReadTimeoutError: late", Failure.LAPSED, "late"),
         ("ERROR: HTTP error 503 while getting torch", Failure.LAPSED, "503"),
