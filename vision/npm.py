@@ -22,7 +22,8 @@ _REFUSALS = re.compile(
 )
 _NETWORK_WORDS = re.compile(r"network|socket|aborted|terminated|premature", re.IGNORECASE)
 _ADVICE = re.compile(
-    r"$|404\s*$|network$|code |syscall|errno|A complete log|.*(In most cases|If you are behind|problem related to|Note that you)"
+    r"$|404\s*$|network$|code |syscall|errno|A complete log"
+    r"|.*(In most cases|If you are behind|problem related to|Note that you)"
 )
 _MOST_LINES = 4
 

