@@ -34,6 +34,10 @@ def _socket(path: Path) -> None:
             os.chdir(here)
 
 
+def _long_header(path: Path) -> None:
+    path.write_bytes(b"\xff" * 100)
+
+
 def _sparse(path: Path, header: bytes = b"") -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     os.truncate(path, TERABYTE)
@@ -62,11 +66,8 @@ ODD: dict[str, tuple[Callable[[Path], None], str]] = {
     "dev zero": (_device, "it should be a regular file, but is a character device"),
     "socket": (_socket, "it should be a regular file, but is a socket"),
     "empty": (Path.touch, "it ended 8 bytes too early"),
-    "sparse terabyte": (_sparse, "of which its header cannot be 0"),
-    "long header": (
-        lambda path: path.write_bytes(b"\xff" * 100) and None,
-        "it has 100 bytes, of which its header cannot be 18446744073709551615",
-    ),
+    "sparse terabyte": (_sparse, f"its header cannot have 0 of its {TERABYTE} bytes"),
+    "long header": (_long_header, f"its header cannot have {2**64 - 1} of its 100 bytes"),
     "sparse terabyte with a header": (
         _sparse_and_sealed,
         "first.bias should be ((12,), torch.float32), but is ((1099511626744,), torch.uint8)",

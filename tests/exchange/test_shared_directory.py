@@ -154,6 +154,9 @@ def test_a_write_that_hangs_stops_neither_training_nor_saving_nor_the_end(
     writing = re.escape(f"writing {tmp_path}/model0/0000000004.safetensors has not come to an end")
     for text in "publishes nothing at update 6:", "goes on training:", "ends, though":
         assert re.search(f"model 0 .*{text} {writing}", caplog.text)
+    gate.open.set()
+    assert first.thread(PUBLISHER).close()
+    assert read(newest(tmp_path, 0)).finished, "a process that is still there does what was left"
 
 
 def test_a_directory_that_does_not_answer_at_the_start_is_an_error(
@@ -293,6 +296,7 @@ def test_while_ones_own_file_system_does_not_answer_training_goes_on_and_ends(
         job.state()
         job.model.leave()
         job.model.close()
+    assert job.thread(PUBLISHER).close()
     assert f"ends, though writing {tmp_path}/model0/0000000004.safetensors has not come to an end" in caplog.text
 
 

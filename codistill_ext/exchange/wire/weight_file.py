@@ -129,7 +129,7 @@ def read_weights(path: Path, directory: int, layout_of: LayoutOf) -> WeightFile:
 def _read_header(file: ForeignFile) -> tuple[dict[str, Any], dict[str, _Entry]]:
     length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
     if not 0 < length <= min(_MOST_HEADER_BYTES, file.size - _LENGTH_BYTES):
-        raise ValueError(f"it has {file.size} bytes, of which its header cannot be {length}")
+        raise ValueError(f"its header cannot have {length} of its {file.size} bytes")
     declared = json.loads(file.read(length).decode())
     metadata = declared.pop("__metadata__", {})
     if "codistill" not in metadata:
