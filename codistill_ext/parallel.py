@@ -226,12 +226,22 @@ class CodistillParallel(nn.Module):
         ranks = self.groups.ranks_a_model
         return {"config": self.config.to_dict(), "ranks_a_model": ranks, "updates": self.updates, "exchange": state}
 
-    def load_codistill_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue the coupling.
+    def load_codistill_state_dict(self, state: Mapping[str, Any], *, other_ranks: bool = False) -> None:
+        """Continue the coupling. All ranks of the model must call it.
+
+        Args:
+            other_ranks: allow a state of another number of ranks a model; its tensors are those of this rank.
 
         Raises:
             ValueError: it was saved with other options, which it names, or another number of ranks a model.
         """
+        self.check_codistill_state(state, other_ranks=other_ranks)
+        self.updates = state["updates"]
+        if self.exchange is not None:
+            self.exchange.load_state_dict(state["exchange"])
+
+    def check_codistill_state(self, state: Mapping[str, Any], *, other_ranks: bool = False) -> None:
+        """Whether a state, with or without its tensors, is of a run like this one; raises as loading it does."""
         saved, now = state["config"], self.config.to_dict()
         differences = [
             f"{key}: {saved.get(key)!r} then, {now.get(key)!r} now"
@@ -244,15 +254,12 @@ class CodistillParallel(nn.Module):
                 f"the same ones, or begin a new run"
             )
         then, ranks = state["ranks_a_model"], self.groups.ranks_a_model
-        if then != ranks:
+        if then != ranks and not other_ranks:
             # Data position and random states are of each rank.
             raise ValueError(
                 f"this run was saved with another number of ranks a model ({then} then, {ranks} now): resume it with "
                 f"as many processes as before, or begin a new run"
             )
-        self.updates = state["updates"]
-        if self.exchange is not None:
-            self.exchange.load_state_dict(state["exchange"])
 
 
 def _identity(output: Any) -> Tensor:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from codistill_ext.groups import ModelGroups, model_directory
+from codistill_ext.job.randomness import random_states
 from codistill_ext.job.resume import Saved, agree, make_current
 from codistill_ext.job.storage import load_whole, previous_path, save_checkpoint
 from vision.datasets import Data
@@ -42,7 +42,7 @@ def save(path: Path, state: dict[str, Any], groups: ModelGroups, device: torch.d
     The models wait for each other first, so the last or the last but one file of each is of the
     same update, whenever the job is killed.
     """
-    state = state | {"random": _random_states(groups, device)}
+    state = state | {"random": random_states(groups, device)}
     if dist.is_initialized():
         dist.barrier()
     if groups.is_lead:
@@ -88,16 +88,3 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], *, test_only: boo
             f"the run to resume was made with other options ({'; '.join(differences)}): "
             "use the same ones, or another --output-dir for a new run"
         )
-
-
-def restore_random_state(state: dict[str, Any], groups: ModelGroups, device: torch.device) -> None:
-    mine = state["random"][groups.rank_in_model]
-    torch.set_rng_state(mine["cpu"])
-    if device.type == "cuda" and mine["cuda"] is not None:
-        torch.cuda.set_rng_state(mine["cuda"], device)
-
-
-def _random_states(groups: ModelGroups, device: torch.device) -> list[dict[str, Tensor | None]]:
-    """Of each rank of the model, by data-parallel rank. All of them must call it."""
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return groups.gather_in_model({"cpu": torch.get_rng_state(), "cuda": cuda})

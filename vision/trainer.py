@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from codistill_ext.config import CodistillConfig
 from codistill_ext.groups import ModelGroups
 from codistill_ext.job.partition import check_partition
+from codistill_ext.job.randomness import restore_random_state
 from codistill_ext.job.runlog import RunLog
 from codistill_ext.parallel import CodistillParallel
 from codistill_ext.sampling import CodistillSampler, model_seed, sample_seed
@@ -213,4 +214,4 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self.report.load_state_dict(state)
         self._seconds_before = state["seconds"]
-        checkpointing.restore_random_state(state, self.groups, self.place.device)
+        restore_random_state(state["random"], self.groups, self.place.device)

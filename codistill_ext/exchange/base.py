@@ -76,4 +76,9 @@ class Exchange(ABC):
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a ``state_dict`` of this model."""
+        """Continue from a ``state_dict`` of this model. All ranks of the model must call it."""
+
+    def _load_traffic(self, ranks: list[dict[str, int]]) -> None:
+        """Continue the counts of this rank, which begin anew with another number of ranks."""
+        if len(ranks) == self.groups.ranks_a_model:
+            self.traffic.load_state_dict(ranks[self.groups.rank_in_model])

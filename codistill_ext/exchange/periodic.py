@@ -8,7 +8,8 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from codistill_ext.config import CodistillConfig
 from codistill_ext.errors import PeerTimeoutError
@@ -219,7 +220,7 @@ class PeriodicExchange(Exchange):
         return {"traffic": traffic, "teachers": teachers, "flights": flights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.traffic.load_state_dict(state["traffic"][self.groups.rank_in_model])
+        self._load_traffic(state["traffic"])
         for peer, saved in state["teachers"].items():
             arrival = self._arrival(peer, saved)
             self.teacher_of(peer, arrival.description).load(arrival)
@@ -227,6 +228,11 @@ class PeriodicExchange(Exchange):
         for flight in state["flights"]:
             arrivals = {peer: self._arrival(peer, saved) for peer, saved in flight["arrivals"].items()}
             self._flights.append(Flight(flight["due"], done(arrivals), whole=True))
+
+    def room_for_weights(self, peer: int, description: str) -> dict[str, Tensor]:
+        """Tensors like a peer's saved weights, to be filled. All ranks of the model must call it."""
+        packer = self.teacher_for(peer, ModelDescription.from_json(description)).packer
+        return packer.state(torch.zeros(packer.total_bytes, dtype=torch.uint8))
 
     def _arrival_state(self, peer: int, arrival: Arrival) -> dict[str, Any]:
         assert arrival.row is not None

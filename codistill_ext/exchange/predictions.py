@@ -89,4 +89,4 @@ class PredictionExchange(Exchange):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.round = state["round"]
-        self.traffic.load_state_dict(state["traffic"][self.groups.rank_in_model])
+        self._load_traffic(state["traffic"])

@@ -106,7 +106,15 @@ def agree(paths: Sequence[Path], describe: Describe, groups: ModelGroups) -> Sav
         ValueError: on every rank: no checkpoints belong together, a model has only damaged ones, or they are of
             another number of models.
     """
-    leads = groups.ask_leads(lambda: whole_checkpoints(paths, describe))
+    return choose(groups.ask_leads(lambda: whole_checkpoints(paths, describe)), groups)
+
+
+def choose(leads: Mapping[int, Sequence[Saved]], groups: ModelGroups) -> Saved:
+    """What this model resumes from, given what each model has, newest first; the same answer on all ranks of a model.
+
+    Raises:
+        ValueError: no checkpoints belong together, or they are of another number of models.
+    """
     for found in leads.values():
         for saved in found:
             if saved.models not in (None, groups.num_models):

@@ -39,9 +39,9 @@ class ShardPacker(WeightPacker):
 
     def state(self, row: Tensor) -> dict[str, Tensor]:
         """As DTensors, so that a distributed checkpoint knows whose parts they are."""
-        views = self.views(row)
+        parts = super().state(row)
         return {
-            name: views[name] if (spec := self._specs[name]) is None else as_dtensor(views[name], shape, spec)
+            name: parts[name] if (spec := self._specs[name]) is None else as_dtensor(parts[name], shape, spec)
             for name, shape, _, _ in self.whole.entries
         }
 

@@ -72,7 +72,8 @@ class WeightPacker:
 
     def state(self, row: Tensor) -> dict[str, Tensor]:
         """The tensors of a row as they are saved; ``row_of`` is the way back."""
-        return self.views(row)
+        # Of their own: torch.save refuses views of several types into the same bytes.
+        return {name: view.clone() for name, view in self.views(row).items()}
 
     def row_of(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The row of bytes of tensors from elsewhere.
