@@ -10,8 +10,9 @@
           codistilled: {processes: 2, options: --lr 0.1 --codistill-models 2}
       - name: period
         seeds: [0, 1, 2]
-        recipe: recipes/imagenet/period.sh    # its own list of runs
+        recipe: recipes/imagenet/period.sh    # its own list of runs, or of several recipes
         variables: {SCALE: cifar10}
+        only: [period_x2]                     # default: all of them
 
 Which trainer runs is nothing but the command. A recipe is a script that lists its runs when LIST=1 is set: a line of
 JSON each, with ``name``, ``processes`` and ``command``, for the seed in SEED and the directory in RUNS.
@@ -137,17 +138,23 @@ def _of_options(
 
 
 def _of_recipe(group: Mapping[str, Any], output: Path, seed: int) -> Iterator[tuple[str, int, list[str]]]:
+    """Of one recipe or several, all of their runs or those that the group names."""
+    recipes = [group["recipe"]] if isinstance(group["recipe"], str) else group["recipe"]
     variables = {name: str(value) for name, value in group.get("variables", {}).items()}
     variables |= {"LIST": "1", "SEED": str(seed), "RUNS": str(output)}
-    listed = subprocess.run(
-        ["bash", group["recipe"]], env=os.environ | variables, capture_output=True, text=True, check=False
-    )
-    if listed.returncode:
-        raise ValueError(f"{group['recipe']} cannot list its runs: {listed.stderr.strip()}")
-    lines = [json.loads(line) for line in listed.stdout.splitlines()]
+    lines = [line for recipe in recipes for line in _listed(recipe, variables)]
     only = group.get("only", [line["name"] for line in lines])
     if unknown := set(only) - {line["name"] for line in lines}:
-        raise ValueError(f"{group['recipe']} has no runs {sorted(unknown)}")
+        raise ValueError(f"{', '.join(recipes)} has no runs {sorted(unknown)}")
     for line in lines:
         if line["name"] in only:
             yield line["name"], line["processes"], line["command"]
+
+
+def _listed(recipe: str, variables: Mapping[str, str]) -> list[dict[str, Any]]:
+    listed = subprocess.run(
+        ["bash", recipe], env=os.environ | dict(variables), capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        raise ValueError(f"{recipe} cannot list its runs: {listed.stderr.strip()}")
+    return [json.loads(line) for line in listed.stdout.splitlines()]

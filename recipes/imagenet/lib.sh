@@ -21,6 +21,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.." # so that paths, if they are relative,
 export PATH=$PWD/.venv/bin:$PATH PYTHONPATH=$PWD
 SCALE=${SCALE:-imagenet} SEED=${SEED:-0} MODELS=${MODELS:-2} NNODES=${NNODES:-1} RUNS=${RUNS:-runs/${SCALE:-imagenet}}
 
+TORCHRUN=${TORCHRUN:-torchrun}
+INTERRUPTED=75
+trap '' USR1 # SLURM sends it to everybody, but it is for the trainer, which asks for it
+
 case $SCALE in
 imagenet)
     [[ -n ${DATA:-} || -n ${LIST:-} ]] || { echo "set DATA=DIR to ImageNet, or SCALE=cifar10" >&2 && exit 2; }
@@ -70,21 +74,23 @@ times() {
 
 # train NAME OPTIONS...
 train() {
-    local name=$1 share=$((IMAGES / (NNODES * PER_NODE))) batch meet=(--standalone) command
+    local name=$1 share=$((IMAGES / (NNODES * PER_NODE))) batch meet=(--standalone) directory=$RUNS/$1-s$SEED command
     [[ -z ${ONLY:-} || " $ONLY " == *" $name "* ]] || return 0
     batch=$((share < AT_ONCE ? share : AT_ONCE))
     ((NNODES == 1)) || meet=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$HEAD" --rdzv-id "$name-s$SEED")
-    command=(torchrun "${meet[@]}" --nproc-per-node "$PER_NODE" -m vision.train "${BASE[@]}"
+    command=("$TORCHRUN" "${meet[@]}" --nproc-per-node "$PER_NODE" -m vision.train "${BASE[@]}"
         --model "$MODEL" --epochs "$EPOCHS" --train-fraction "$FRACTION" --batch-size "$batch"
-        --accumulate "$((share / batch))" "${@:2}" --seed "$SEED"
-        --output-dir "$RUNS/$name-s$SEED" --resume auto ${EXTRA:-})
+        --accumulate "$((share / batch))" "${@:2}" --seed "$SEED" --output-dir "$directory" --resume auto ${EXTRA:-})
     if [[ -n ${LIST:-} ]]; then
-        python3 -c 'import json, sys; print(json.dumps(dict(name=sys.argv[1], processes=int(sys.argv[2]), command=sys.argv[3:])))' \
-            "$name" "$((NNODES * PER_NODE))" "${command[@]}"
-    elif [[ -f $RUNS/$name-s$SEED/summary.json ]]; then
-        echo "== $name: using the run in $RUNS/$name-s$SEED (remove it to train again)"
+        printf '{"name": "%s", "processes": %d, "command": [' "$name" "$((NNODES * PER_NODE))"
+        printf '"%s", ' "${command[@]:0:${#command[@]}-1}"
+        printf '"%s"]}\n' "${command[-1]}"
+    elif [[ -f $directory/summary.json ]]; then
+        echo "== $name: using the run in $directory (remove it to train again)"
     else
         echo "== $name: ${command[*]}"
         "${command[@]}"
+        # The trainer saves and leaves when it is told to; the next runs of this recipe are then not to begin.
+        [[ -f $directory/summary.json ]] || exit "$INTERRUPTED"
     fi
 }
