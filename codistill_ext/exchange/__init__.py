@@ -12,7 +12,6 @@ from codistill_ext.exchange.checkpoints import CheckpointExchange
 from codistill_ext.exchange.files import FileExchange
 from codistill_ext.exchange.predictions import PredictionExchange
 from codistill_ext.exchange.wire.description import ModelDescription, PeerBuilder, copies_only, describe_class
-from codistill_ext.exchange.wire.shards import is_sharded
 from codistill_ext.groups import ModelGroups
 
 __all__ = [
@@ -39,7 +38,5 @@ def build_exchange(
         return None
     if config.exchange == "predictions":
         return PredictionExchange(groups, config)
-    if config.exchange == "files" and is_sharded(module):
-        raise ValueError("--codistill-exchange files is not for sharded models yet: use checkpoints or predictions")
     kind = CheckpointExchange if config.exchange == "checkpoints" else FileExchange
     return kind(module, groups, config, description, builder)

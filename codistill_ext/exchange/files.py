@@ -61,7 +61,7 @@ class FileExchange(PeriodicExchange):
         self.directory = Path(self.config.dir)
         self._lead = Lead(self.groups, timeout_s=self.config.timeout)
         own = model_directory(self.directory, self.groups.model_index)
-        self._publisher = Publisher(own, self.packer, self.description, who=self.groups.name, traffic=self.traffic)
+        self._publisher = Publisher(own, self.packer, self.description, groups=self.groups, traffic=self.traffic)
         self._others = {
             peer: PeerDirectory(
                 model_directory(self.directory, peer),
@@ -122,7 +122,7 @@ class FileExchange(PeriodicExchange):
             )
 
     def after_update(self, update: int) -> None:
-        if update % self.config.period == 0 and self.groups.is_lead:
+        if update % self.config.period == 0:
             self._publisher.publish(self.module, update)
         super().after_update(update)
         if self.config.stale_policy == "wait" and self.config.max_staleness > 0:
@@ -139,8 +139,10 @@ class FileExchange(PeriodicExchange):
         return self._worker.submit(functools.partial(self._read, dict(self._seen), self._layouts()))
 
     def _layouts(self) -> list[tuple[ModelDescription, WeightPacker]]:
+        """Of the tensors in full, which are what files hold, for each architecture that is known."""
         built = [*self.teachers.values(), *self._candidates.values()]
-        return [(self.description, self.packer), *((teacher.description, teacher.packer) for teacher in built)]
+        known = [(self.description, self.packer), *((teacher.description, teacher.packer) for teacher in built)]
+        return [(description, packer.whole) for description, packer in known]
 
     def _read(
         self, seen: dict[int, FileStamp], layouts: list[tuple[ModelDescription, WeightPacker]]
@@ -201,7 +203,7 @@ class FileExchange(PeriodicExchange):
         problem = ""
         try:
             # The teacher in use stays until these weights are due.
-            total_bytes = self.teacher_for(peer, about.description).packer.total_bytes
+            packer = self.teacher_for(peer, about.description).packer
         except (ValueError, RuntimeError) as error:
             problem = str(error)
         if not self.groups.agree(not problem, self.device):
@@ -213,7 +215,8 @@ class FileExchange(PeriodicExchange):
             return None
         self._seen[peer] = about.file
         (self._finished.add if about.finished else self._finished.discard)(peer)  # it may go on after all
-        return Arrival(about.stamp, about.taken_at, about.description, self._lead.gives(row, total_bytes, self.device))
+        given = packer.row_from(row, functools.partial(self._lead.gives, device=self.device))
+        return Arrival(about.stamp, about.taken_at, about.description, given)
 
     def _wait_for_fresh(self, update: int) -> None:
         """Wait while a peer's weights are too old, unless it has finished. All ranks wait alike."""
@@ -258,8 +261,7 @@ class FileExchange(PeriodicExchange):
     def leave(self, update: int) -> None:
         """Publish the final weights; jobs that go on are told that no more will come."""
         super().leave(update)
-        if self.groups.is_lead:
-            self._publisher.finish(self.module, update)
+        self._publisher.finish(self.module, update)
 
     def close(self) -> None:
         """Wait for the last publication, but not for good."""

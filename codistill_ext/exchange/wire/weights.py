@@ -1,6 +1,6 @@
 """A model's parameters and buffers as one row of bytes."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,9 @@ _ALIGNMENT = 16  # bytes; the views of every dtype into the row start at multipl
 _FLOAT16_MAX = torch.finfo(torch.float16).max
 # What torch.compile and activation checkpointing put into the names of what they wrap.
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+
+Gives = Callable[[Tensor | None, int], Tensor]
+"""Gives every rank the bytes that one of them has, given how many they are."""
 
 
 class WeightPacker:
@@ -62,6 +65,22 @@ class WeightPacker:
         tensors = self._named_tensors(module)
         for name, view in self.views(row).items():
             tensors[name].copy_(view)
+
+    @property
+    def whole(self) -> "WeightPacker":
+        """The layout of the tensors in full, where a rank holds parts of them."""
+        return self
+
+    def snapshot(self, module: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+        """All tensors in full, by name, on the CPU; nothing on a rank that does not ``keep`` them.
+
+        Every rank of the model must call it.
+        """
+        return self.views(self.pack(module).to("cpu", copy=True)) if keep else {}
+
+    def row_from(self, row: Tensor | None, gives: Gives) -> Tensor:
+        """What a rank needs of a row of ``whole`` that one rank has; every rank of the model must call it."""
+        return gives(row, self.total_bytes)
 
     def views(self, row: Tensor) -> dict[str, Tensor]:
         """The tensors in a row of bytes, by name, without a copy."""
