@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,6 +133,8 @@ class CodistillConfig:
             value = getattr(self, option.name)
             if choices is not None and value not in choices:
                 raise ValueError(f"{flag(option.name)} is one of {', '.join(choices)}, not {value!r}")
+            if option.type is float and not math.isfinite(value):
+                raise ValueError(f"{flag(option.name)} must be a finite number, not {value}")
         for name, low in _LEAST.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{flag(name)} must be at least {low}, not {getattr(self, name)}")

@@ -28,6 +28,7 @@ from codistill_ext.groups import ModelGroups
 from codistill_ext.loss import CodistillTerm, alpha_at, codistillation_term
 from codistill_ext.outputs import own_outputs
 from codistill_ext.schedules import Curve, Horizon
+from codistill_ext.watch import UpdateWatch
 
 DataParallel = Callable[[nn.Module, ModelGroups], nn.Module]
 
@@ -80,6 +81,7 @@ class CodistillParallel(nn.Module):
         groups.check_equal("the codistillation options", config.to_dict())
         self.groups, self.config = groups, config
         self.updates = 0
+        self._watch: UpdateWatch | None = UpdateWatch(module)
         self._has_left = False
         self._logits_of = logits_of or _identity
         self._autocast: torch.dtype | None = None  # of the last forward pass
@@ -152,7 +154,7 @@ class CodistillParallel(nn.Module):
 
         Raises:
             ValueError: the logits are spread over ranks in another way, or with the top k as encoding.
-            CoordinationError: a peer read other data, or is in another round.
+            CoordinationError: a peer read other data, or is in another round; or ``after_update`` is never called.
             PeerTimeoutError: a peer did not come.
         """
         if self.exchange is None:
@@ -167,6 +169,8 @@ class CodistillParallel(nn.Module):
         student_NC = _rows(logits, mask)
         batch = Batch(inputs, student_NC, lambda output: self._rows_of(output, mask), self._autocast)
         teachers_NC = self.exchange.targets(batch, update=self.updates, wanted=alpha > 0)
+        if self._watch is not None:
+            self._watch.check(self.groups, self.updates, self.exchange.peer_updates)
         term = codistillation_term(
             student_NC, teachers_NC, self.config, alpha=alpha, reduction=reduction, spread=spread
         )
@@ -179,6 +183,7 @@ class CodistillParallel(nn.Module):
     def after_update(self) -> None:
         """To be called after each optimizer step, on every rank; also when the step was skipped."""
         self.updates += 1
+        self._watch = None
         if self.exchange is not None:
             self.exchange.after_update(self.updates)
 
@@ -237,6 +242,7 @@ class CodistillParallel(nn.Module):
         """
         self.check_codistill_state(state, other_ranks=other_ranks)
         self.updates = state["updates"]
+        self._watch = UpdateWatch(self.plain)
         if self.exchange is not None:
             self.exchange.load_state_dict(state["exchange"])
 

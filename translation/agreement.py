@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from codistill_ext.diagnostics import agreement
-from translation.safe_load import missing_fairseq
+from codistill_ext.job.failures import Parser
+from translation.safe_load import missing_fairseq, named_checkpoints
 
 
 def load(paths: list[str], data: Path) -> tuple[list[Any], Any]:
@@ -27,7 +28,7 @@ def load(paths: list[str], data: Path) -> tuple[list[Any], Any]:
         from fairseq.checkpoint_utils import load_model_ensemble_and_task
     except ImportError as error:
         raise RuntimeError(missing_fairseq(error)) from error
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals([argparse.Namespace]), named_checkpoints():
         models, _, task = load_model_ensemble_and_task(paths, arg_overrides={"data": str(data)})
     return [model.eval() for model in models], task
 
@@ -56,7 +57,7 @@ def measure(models: list[Any], task: Any, subset: str, max_tokens: int = 4000) -
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m translation.agreement", description=__doc__)
+    parser = Parser(prog="python -m translation.agreement", description=__doc__)
     parser.add_argument("data", type=Path, help="a data-bin")
     parser.add_argument("--path", required=True, help="the checkpoints: a.pt:b.pt")
     parser.add_argument("--subset", default="test")

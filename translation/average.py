@@ -6,9 +6,6 @@ the WMT'16 figures of Ott et al.): `python -m translation.average --dir SAVE_DIR
 
 from __future__ import annotations
 
-import argparse
-import os
-import pickle
 import re
 import sys
 from pathlib import Path
@@ -16,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from codistill_ext.job.failures import Parser
+from codistill_ext.job.storage import save_checkpoint
 from translation.safe_load import load_checkpoint
 
 NAMES = {"epoch": re.compile(r"checkpoint(\d+)\.pt"), "update": re.compile(r"checkpoint_\d+_(\d+)\.pt")}
@@ -71,18 +70,12 @@ def average(paths: list[Path]) -> dict[str, object]:
 
 
 def save(state: dict[str, object], path: Path) -> None:
-    """Writes a checkpoint whole, then gives it its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.save(state, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Writes a checkpoint whole; nothing of what was there before is kept."""
+    save_checkpoint(state, path, before_rename=lambda: None)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m translation.average", description=__doc__)
+    parser = Parser(prog="python -m translation.average", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--inputs", type=Path, nargs="+", help="the checkpoints")
     source.add_argument("--dir", type=Path, help="a save directory; with --last")
@@ -93,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         paths = options.inputs or last_checkpoints(options.dir, options.last, options.by)
         save(average(paths), options.output)
-    except (ValueError, OSError, pickle.UnpicklingError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"translation.average: {error}")
     print(f"{options.output}: the mean of {', '.join(str(path) for path in paths)}")
 

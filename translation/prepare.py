@@ -20,6 +20,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from codistill_ext.job.failures import Parser
 from translation.corpus import Pair, read_pairs, shipped_prefix, side_path
 
 STAMP = "prepare.json"
@@ -139,7 +140,7 @@ def prepare(dest: Path, settings: Settings, prefixes: dict[str, Path]) -> bool:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m translation.prepare", description=__doc__)
+    parser = Parser(prog="python -m translation.prepare", description=__doc__)
     parser.add_argument("--dest", type=Path, required=True, help="the data-bin to make")
     parser.add_argument("--train-prefix", type=Path, help="PREFIX.LANG[.xz]; default: the shipped corpus")
     parser.add_argument("--valid-prefix", type=Path)

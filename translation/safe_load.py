@@ -8,14 +8,24 @@ of a codistilled run hold none of them and load without this module.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import pickle
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from codistill_ext.job.storage import load_plain, no_plain_values
+
+NAME = "translation.safe_load"
 COMMANDS = ("generate", "interactive", "train", "validate")
+
+
+class UnsafeCheckpointError(ValueError):
+    """A checkpoint holds what could run code."""
 
 
 def missing_fairseq(error: ImportError) -> str:
@@ -27,12 +37,40 @@ def missing_fairseq(error: ImportError) -> str:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A fairseq checkpoint on the CPU, without running any code that the file brings along."""
+    """A fairseq checkpoint on the CPU, without running any code that the file brings along.
+
+    Raises:
+        ValueError: it is none, or holds more than tensors and plain values.
+    """
     with torch.serialization.safe_globals([argparse.Namespace]):
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_plain(path)
     if not isinstance(state, dict) or "model" not in state:
         raise ValueError(f"{path} is not a fairseq checkpoint: it has no 'model'")
     return state
+
+
+@contextlib.contextmanager
+def named_checkpoints() -> Iterator[None]:
+    """A file that fairseq refuses to unpickle in here is named, and torch's advice to do so anyway is not repeated.
+
+    Raises:
+        UnsafeCheckpointError: it holds more than tensors, plain values and records that are let in.
+    """
+    from fairseq import checkpoint_utils
+
+    load = checkpoint_utils.load_checkpoint_to_cpu
+
+    def load_named(path: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return load(path, *args, **kwargs)
+        except pickle.UnpicklingError as error:
+            raise UnsafeCheckpointError(no_plain_values(Path(path))) from error
+
+    checkpoint_utils.load_checkpoint_to_cpu = load_named
+    try:
+        yield
+    finally:
+        checkpoint_utils.load_checkpoint_to_cpu = load
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,7 +83,11 @@ def main(arguments: list[str] | None = None) -> None:
     except ImportError as error:
         sys.exit(missing_fairseq(error))
     sys.argv = [f"fairseq-{command}", *rest]
-    cli.cli_main()
+    try:
+        with named_checkpoints():
+            cli.cli_main()
+    except UnsafeCheckpointError as error:
+        sys.exit(f"{NAME}: {error}")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,10 @@ import torch
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
+from codistill_ext.job.failures import Parser
 from translation.corpus import read_lines
 from translation.prepare import RAW, SPM_MODEL, STAMP
+from translation.safe_load import NAME
 
 _TOKENIZE: Callable[[str], str] = Tokenizer13a()  # type: ignore[no-untyped-call]
 HYPOTHESIS = re.compile(r"^H-(\d+)\t([^\t]*)\t(.*)$")
@@ -74,6 +76,9 @@ def generate(options: argparse.Namespace) -> list[str]:
     command += ["--user-dir", options.user_dir] if options.user_dir else []
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
+        last = done.stderr.rstrip().rpartition("\n")[2]
+        if last.startswith(f"{NAME}: "):  # it has said in a sentence what was wrong
+            raise RuntimeError(last.removeprefix(f"{NAME}: "))
         raise RuntimeError(f"fairseq-generate failed; its last words:\n{done.stderr[-2000:]}")
     return done.stdout.split("\n")
 
@@ -101,7 +106,7 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m translation.score", description=__doc__)
+    parser = Parser(prog="python -m translation.score", description=__doc__)
     parser.add_argument("data", type=Path, help="a data-bin made by translation.prepare")
     parser.add_argument("--path", required=True, help="a checkpoint, or an ensemble a.pt:b.pt")
     parser.add_argument("--subset", choices=("test", "valid"), default="test")

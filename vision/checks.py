@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
+from codistill_ext.job.failures import nearest
 from vision.models import model_names
 
 _IMAGE_SIZES = ("val_resize_size", "val_crop_size", "train_crop_size")
@@ -36,6 +38,10 @@ def check_options(args: argparse.Namespace, given: set[str]) -> None:
 
 
 def _check_values(args: argparse.Namespace) -> None:
+    for name, value in vars(args).items():
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise ValueError(f"{_flag(name)} must be a finite number, not {value}")
     for name in ("batch_size", "accumulate", "eval_every", "print_freq", "max_updates", "save_every_updates"):
         _require(args, name, "at least 1", lambda value: value >= 1)
     for name in _IMAGE_SIZES:
@@ -98,7 +104,9 @@ def _check_effects(args: argparse.Namespace, given: set[str]) -> None:
 def _check_model(name: str) -> None:
     names = model_names()
     if name not in names:
-        raise ValueError(f"--model {name} is unknown; choose one of {', '.join(names)}")
+        near = nearest(name, names)
+        known = "a torchvision classification model, or a resnet for small pictures"
+        raise ValueError(f"--model {name} is unknown: " + (f"did you mean {near}?" if near else f"give {known}"))
 
 
 def _check_device(name: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from codistill_ext.config import CodistillConfig
+from codistill_ext.job.failures import Parser
 from codistill_ext.job.settings import read_settings, to_flags
 from codistill_ext.schedules import Place, Schedule
 from vision.budget import BUDGETS
@@ -33,7 +34,7 @@ than 0.1; one model's batch is --batch-size times the ranks of that model.
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="vision.train",
         description="Train one or several codistilled picture classifiers. Start with torchrun for several.",
         epilog=EPILOG,

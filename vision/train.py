@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from codistill_ext.job.failures import command, mistakes
 from vision.device import stop_process_group
 from vision.options import build_parser, parse_options
 from vision.run import prepare
 
 
+@command("vision.train")
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = build_parser()
-    options = parse_options(parser, argv)
-    try:
+    options = parse_options(build_parser(), argv)
+    with mistakes():  # a later ValueError is ours, and shows where it comes from
         run = prepare(options)
-    except ValueError as error:  # a user's mistake; later ones are ours and show where they come from
-        parser.error(str(error))
     run()
     # Not after an error: NCCL would wait here for ranks that wait for this one, before anybody sees the message.
     stop_process_group()

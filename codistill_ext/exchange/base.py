@@ -37,6 +37,9 @@ class Exchange(ABC):
 
     Every rank of every model constructs it and calls its methods in the same order as its
     counterparts, until its model leaves.
+
+    Attributes:
+        peer_updates: the update that each peer is at, where peers are met at every mini-batch.
     """
 
     def __init__(self, groups: ModelGroups, config: CodistillConfig) -> None:
@@ -44,6 +47,7 @@ class Exchange(ABC):
         self.config = config
         self.traffic = TrafficCounter()
         self.peers = config.peers[groups.model_index]
+        self.peer_updates: dict[int, int] = {}
 
     @abstractmethod
     def targets(self, batch: Batch, *, update: int, wanted: bool) -> Sequence[Target]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from codistill_ext.errors import PeerTimeoutError
+from codistill_ext.errors import Mistake, PeerTimeoutError
 from codistill_ext.exchange.periodic import Flight, PeriodicExchange, done
 from codistill_ext.exchange.teachers import Arrival
 from codistill_ext.exchange.wire.description import ModelDescription
@@ -85,7 +85,7 @@ class FileExchange(PeriodicExchange):
         """What the first rank's publishing thread answers. All ranks of the job must call it, before training.
 
         Raises:
-            ValueError: the directory cannot be used. PeerTimeoutError: it does not answer.
+            Mistake: the directory cannot be used. PeerTimeoutError: it does not answer.
         """
         deadline = time.monotonic() + self.config.timeout
         answer: Future[Any] = self._publisher.worker.submit(question) if self.groups.is_lead else done({})
@@ -99,7 +99,10 @@ class FileExchange(PeriodicExchange):
                 )
         error = answer.exception()
         if problem := self._lead.says(None if error is None else str(error)):
-            raise ValueError(f"--codistill-dir {self.directory} cannot be used: {problem}") from error
+            raise Mistake(
+                f"--codistill-dir {self.directory} cannot be used ({problem}): choose a directory that all jobs can "
+                f"write in"
+            ) from error
         result: Answer = self._lead.says(answer.result())
         return result
 
@@ -116,7 +119,7 @@ class FileExchange(PeriodicExchange):
         if self._continued:  # this run will write them again
             self._ask(functools.partial(own.remove, found))
         elif found:
-            raise ValueError(
+            raise Mistake(
                 f"{own.path} holds weights of another run (up to {found[-1]}): choose another "
                 f"--codistill-dir, remove it, or resume that run"
             )

@@ -31,6 +31,7 @@ class PredictionExchange(Exchange):
         mine = self._header(batch, update, wanted)
         others = self.channel.meet(mine)
         self.round += 1
+        self.peer_updates = {peer: other.update for peer, other in others.items()}
         for peer, other in others.items():
             self._check(mine, peer, other)
         wanting = [peer for peer in self.students if peer in others and others[peer].wants]

@@ -18,9 +18,11 @@ from fairseq import checkpoint_utils
 from fairseq_cli import train as fairseq_train
 from omegaconf import open_dict
 
-from codistill_ext.exchange.wire.whole_files import put_in_place, write_atomically
+from codistill_ext.exchange.wire.whole_files import put_in_place
 from codistill_ext.groups import ModelGroups
+from codistill_ext.job.failures import mistakes
 from codistill_ext.job.resume import Saved, agree, make_current
+from codistill_ext.job.storage import foreign_names, no_plain_values, save_checkpoint, writing
 
 STATE_KEY = "codistill"  # in a checkpoint's extra_state
 _DEFAULT_RESTORE_FILE = "checkpoint_last.pt"
@@ -45,12 +47,13 @@ class CheckpointFiles:
         """Write a checkpoint of ``cut`` exchanges; ``copy`` then gives it other names."""
         self._cut = cut
         path = path.absolute()
-        write_atomically(path, lambda file: torch.save(state, file), before_rename=lambda: self._make_room(path))
+        save_checkpoint(state, path, before_rename=lambda: self._make_room(path))
 
     def copy(self, source: str, target: str, overwrite: bool = True) -> bool:
         """In place of fairseq's ``PathManager.copy``."""
         path = Path(target).absolute()
-        put_in_place(Path(source), path, before_rename=lambda: self._make_room(path))
+        with writing(path, lambda: Path(source).stat().st_size):  # a file system without links has it copied
+            put_in_place(Path(source), path, before_rename=lambda: self._make_room(path))
         return True
 
     def _make_room(self, target: Path) -> None:
@@ -64,13 +67,14 @@ class CheckpointFiles:
             put_in_place(self.last, self.previous)
         self._kept = [self._cut, *self._kept[:1]]
 
+    @mistakes()
     def resume(self, cfg: Any, groups: ModelGroups) -> Saved:
         """Agree with the other models, and let the last checkpoint be what this one resumes from.
 
         Every rank of the job must call it.
 
         Raises:
-            ValueError: no checkpoints of the models belong together.
+            Mistake: no checkpoints of the models belong together.
         """
         paths = [self.last, self.previous, self.earlier]
         chosen = agree(paths, lambda path, state: describe(path, state, cfg), groups)
@@ -182,6 +186,17 @@ def load_checkpoint(cfg: Any, trainer: Any, **options: Any) -> Any:
         with open_dict(trainer.cfg):
             trainer.cfg.optimization.max_epoch = -1  # main looks at it next, and ends
     return loaded
+
+
+def refused(path: Path) -> str:
+    """Why a checkpoint was not unpickled, and what to do."""
+    if foreign_names(path) == ["argparse.Namespace"]:
+        return (
+            f"{path} is a checkpoint of stock fairseq-train, which holds an argparse.Namespace beside tensors and "
+            f"plain values: start with `python -m translation.safe_load train` in place of fairseq-train, which lets "
+            f"that in"
+        )
+    return no_plain_values(path)
 
 
 _fairseq_load_checkpoint = checkpoint_utils.load_checkpoint

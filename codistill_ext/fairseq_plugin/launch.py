@@ -10,10 +10,11 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from fairseq import checkpoint_utils
@@ -32,6 +33,7 @@ from codistill_ext.fairseq_plugin import checkpoints
 from codistill_ext.fairseq_plugin.models import plain_values
 from codistill_ext.fairseq_plugin.trainer import CodistillTrainer, replaced
 from codistill_ext.groups import ModelGroups, model_directory
+from codistill_ext.job import failures
 from codistill_ext.job.rendezvous import INIT_METHOD
 from codistill_ext.job.resume import take_possession
 from codistill_ext.job.runlog import RunLog
@@ -57,6 +59,7 @@ _NOTHING = object()
 CRITERIONS = ("codistill_label_smoothed_ce",)
 Main = Callable[..., None]
 _fairseq_call_main = distributed_utils.call_main
+_fairseq_parse_args_and_arch = fairseq_options.parse_args_and_arch
 _current_groups: ModelGroups | None = None
 
 
@@ -68,17 +71,44 @@ def install(main: Main) -> None:
             parsed --user-dir, so its module registers all of the plug-in.
     """
     distributed_utils.call_main = functools.partial(call_main, main)
+    fairseq_options.parse_args_and_arch = parse_args_and_arch
 
 
 def call_main(own_main: Main, cfg: Any, main: Main, **kwargs: Any) -> None:
     """In place of ``fairseq.distributed.utils.call_main``: the process group differs on CPU."""
     if getattr(cfg.criterion, "_name", None) not in CRITERIONS or not _is_training(main):
         return _fairseq_call_main(cfg, main, **kwargs)
-    try:
-        prepare(cfg)
-    except ValueError as error:
-        raise SystemExit(f"codistillation: {error}") from error
-    return _fairseq_call_main(cfg, own_main, **kwargs)
+    _prepare_and_call(own_main, cfg, **kwargs)
+    return None
+
+
+@failures.command("codistillation")
+def _prepare_and_call(own_main: Main, cfg: Any, **kwargs: Any) -> None:
+    prepare(cfg)
+    _fairseq_call_main(cfg, own_main, **kwargs)
+
+
+def parse_args_and_arch(parser: Any, *args: Any, **kwargs: Any) -> Any:
+    """In place of ``fairseq.options.parse_args_and_arch``: a wrong option is refused without fairseq's long usage."""
+    parser.error = functools.partial(_refuse_option, parser)
+    parsed = _fairseq_parse_args_and_arch(parser, *args, **kwargs)
+    options = parsed[0] if isinstance(parsed, tuple) else parsed
+    if getattr(options, "criterion", None) in CRITERIONS:
+        for module in r"hydra\.", "sys":  # 20 lines for each process about how fairseq uses hydra
+            warnings.filterwarnings("ignore", category=UserWarning, module=module)
+        try:
+            CodistillConfig.from_args(options)
+        except ValueError as error:
+            parser.error(str(error))
+    return parsed
+
+
+def _refuse_option(parser: Any, message: str) -> NoReturn:
+    if "unrecognized arguments: " in message and "--codistill-" in message:
+        criterion = parser.parse_known_args()[0].criterion
+        if criterion not in CRITERIONS:
+            message = f"options of codistillation need --criterion {CRITERIONS[0]}, not {criterion}"
+    failures.refuse(parser, message)
 
 
 def _is_training(main: Main) -> bool:
@@ -91,6 +121,7 @@ def options_of(cfg: Any) -> CodistillConfig:
     return CodistillConfig.from_flat(dict(cfg.criterion))
 
 
+@failures.mistakes()
 def prepare(cfg: Any) -> None:
     """Check the whole configuration and fill in what fairseq would get wrong, before anything starts.
 
@@ -207,10 +238,11 @@ def train_one_model(cfg: Any, **kwargs: Any) -> None:
     config = options_of(cfg)
     seed = cfg.common.seed
     on_cuda = torch.cuda.is_available() and not cfg.common.cpu
-    groups = ModelGroups.create(config, "cuda" if on_cuda else "cpu")
-    settings = read_settings(config.settings, config.models)[groups.model_index]
-    cfg = with_settings(cfg, groups.model_index, settings)
-    take_possession(model_directory(Path(cfg.checkpoint.save_dir), groups.model_index), groups)
+    with failures.mistakes():
+        groups = ModelGroups.create(config, "cuda" if on_cuda else "cpu")
+        settings = read_settings(config.settings, config.models)[groups.model_index]
+        cfg = with_settings(cfg, groups.model_index, settings)
+        take_possession(model_directory(Path(cfg.checkpoint.save_dir), groups.model_index), groups)
     log = RunLog(cfg.checkpoint.save_dir, groups)
     log.write_config(plain_values(OmegaConf.to_container(cfg, enum_to_str=True)))
     _describe_own_job(cfg, groups, seed)

@@ -5,6 +5,7 @@
 
 import contextlib
 import hashlib
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from codistill_ext.config import CodistillConfig
+from codistill_ext.errors import Mistake
 from codistill_ext.exchange import ModelDescription
 from codistill_ext.fairseq_plugin.checkpoints import (
     STATE_KEY,
@@ -26,10 +28,12 @@ from codistill_ext.fairseq_plugin.checkpoints import (
     load_precision_state,
     patience_state,
     precision_state,
+    refused,
 )
 from codistill_ext.fairseq_plugin.models import build_described, describe_model, plain_values
 from codistill_ext.fairseq_plugin.parts import part_of
 from codistill_ext.groups import ModelGroups
+from codistill_ext.job.failures import mistakes
 from codistill_ext.job.partition import check_partition
 from codistill_ext.job.runlog import RunLog
 from codistill_ext.parallel import CodistillParallel
@@ -87,7 +91,7 @@ class CodistillTrainer(Trainer):
         self._batches_made = False
         self.valid_stats: dict[str, float] = {}
         if cfg.checkpoint.write_checkpoints_asynchronously:
-            raise ValueError("--write-checkpoints-asynchronously leaves no whole checkpoint_last.pt: leave it out")
+            raise Mistake("--write-checkpoints-asynchronously leaves no whole checkpoint_last.pt: leave it out")
         check_vocabularies(task, groups)
         super().__init__(cfg, task, model, criterion, quantizer)
         self.files = CheckpointFiles(Path(cfg.checkpoint.save_dir), self.checkpoint_suffix)
@@ -97,16 +101,20 @@ class CodistillTrainer(Trainer):
     @property
     def model(self) -> FairseqCodistillParallel:
         if self._wrapped_model is None:  # fairseq's trainer declares it
-            self._wrapped_model: FairseqCodistillParallel | None = FairseqCodistillParallel(
-                self._model,
-                self.groups,
-                self.config,
-                logits_of=lambda output: output[0],
-                data_parallel=self._data_parallel,
-                description=describe_model(self.cfg.model),
-                build_peer=self._build_peer,
-            )
+            self._wrapped_model: FairseqCodistillParallel | None = self._wrap_model()
         return self._wrapped_model
+
+    @mistakes()
+    def _wrap_model(self) -> FairseqCodistillParallel:
+        return FairseqCodistillParallel(
+            self._model,
+            self.groups,
+            self.config,
+            logits_of=lambda output: output[0],
+            data_parallel=self._data_parallel,
+            description=describe_model(self.cfg.model),
+            build_peer=self._build_peer,
+        )
 
     def _data_parallel(self, module: nn.Module, groups: ModelGroups) -> nn.Module:
         """fairseq's own choice of wrapper and its options (--ddp-backend and others)."""
@@ -231,13 +239,18 @@ class CodistillTrainer(Trainer):
         self.files.save(state, path, cut_of(self._codistill_state))
         return str(path)
 
+    @mistakes()
     def load_checkpoint(self, filename: str, reset_optimizer: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Load this model's file.
 
         Raises:
-            ValueError: it was saved with other options, or the models' files do not belong together.
+            Mistake: it was saved with other options, the models' files do not belong together, or it holds
+                more than plain values.
         """
-        extra_state = super().load_checkpoint(filename, reset_optimizer, *args, **kwargs)
+        try:
+            extra_state = super().load_checkpoint(filename, reset_optimizer, *args, **kwargs)
+        except pickle.UnpicklingError as error:
+            raise Mistake(refused(Path(filename))) from error
         state = (extra_state or {}).get(STATE_KEY)
         if state is not None and not reset_optimizer:
             self.model.load_codistill_state_dict(state)
@@ -252,11 +265,12 @@ class CodistillTrainer(Trainer):
         return extra_state
 
 
+@mistakes()
 def check_vocabularies(task: Any, groups: ModelGroups) -> None:
     """Predictions are only comparable over the same vocabulary; all ranks must call it.
 
     Raises:
-        ValueError: a model's dictionary has other symbols or another order.
+        Mistake: a model's dictionary has other symbols or another order.
     """
     dictionary = task.target_dictionary
     if dictionary is None:

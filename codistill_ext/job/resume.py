@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import torch
 import torch.distributed as dist
 
 from codistill_ext.exchange.wire.whole_files import put_in_place, remove_leftovers
 from codistill_ext.groups import ModelGroups
-from codistill_ext.job.storage import check_whole
+from codistill_ext.job.storage import check_whole, load_plain
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ def whole_checkpoints(paths: Sequence[Path], describe: Describe) -> list[Saved]:
     """The undamaged ones among a model's files, in the given order: the newest, the one before, and others.
 
     A model without a second file has only saved once, if at all, and can also begin again. Damaged
-    files are named in a warning.
+    files, and such that are no checkpoints, are named in a warning.
 
     Raises:
         ValueError: all files are damaged.
@@ -66,10 +65,9 @@ def whole_checkpoints(paths: Sequence[Path], describe: Describe) -> list[Saved]:
     for path in filter(Path.exists, paths):
         try:
             check_whole(path)
+            found.append(_described(path, describe))
         except ValueError as error:
             problems.append(f"{path}: {error}")
-            continue
-        found.append(describe(path, torch.load(path, map_location="cpu", weights_only=True, mmap=True)))
     if not paths[1].exists():
         found.append(BEGINNING)
     if problems:
@@ -77,6 +75,14 @@ def whole_checkpoints(paths: Sequence[Path], describe: Describe) -> list[Saved]:
             raise ValueError(f"no whole checkpoint is left: {'; '.join(problems)}; restore one, or begin a new run")
         logger.warning("damaged checkpoint (%s): the newest whole one is %s", "; ".join(problems), found[0])
     return found
+
+
+def _described(path: Path, describe: Describe) -> Saved:
+    state = load_plain(path, mmap=True)
+    try:
+        return describe(path, state)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a checkpoint of this trainer ({type(error).__name__}: {error})") from error
 
 
 def belong_together(models: Mapping[int, Sequence[Saved]]) -> dict[int, Saved] | None:

@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from codistill_ext.exchange.wire.whole_files import write_text
 from codistill_ext.groups import ModelGroups, model_directory
+from codistill_ext.job.storage import writing
 
 
 class RunLog:
@@ -47,7 +48,8 @@ class RunLog:
         self._append(json.dumps(line) + "\n")
 
     def _append(self, line: str) -> None:
-        with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as file:
+        path = self.directory / "metrics.jsonl"
+        with writing(path), open(path, "a", encoding="utf-8") as file:
             fcntl.lockf(file, fcntl.LOCK_EX)  # the models' lines must not interleave
             file.write(line)
             file.flush()
@@ -55,12 +57,16 @@ class RunLog:
     def write_config(self, values: Mapping[str, Any]) -> None:
         """Write ``config.yaml``; the job's first rank does it."""
         if self.groups.rank == 0:
-            write_text(self._job_dir / "config.yaml", yaml.safe_dump(dict(values), sort_keys=True))
+            self._write("config.yaml", yaml.safe_dump(dict(values), sort_keys=True))
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """Write ``summary.json``; the job's first rank does it."""
         if self.groups.rank == 0:
-            write_text(self._job_dir / "summary.json", json.dumps(values, indent=2) + "\n")
+            self._write("summary.json", json.dumps(values, indent=2) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        with writing(self._job_dir / name):
+            write_text(self._job_dir / name, text)
 
     def close(self) -> None:
         if self._board is not None:

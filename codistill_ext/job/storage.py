@@ -1,7 +1,12 @@
 """Checkpoints that are there whole or not at all, with the one before beside them."""
 
+import contextlib
+import errno
+import pickle
+import shutil
 import warnings
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +14,15 @@ import torch
 
 from codistill_ext.exchange.wire.whole_files import put_in_place, write_atomically
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 class DamagedCheckpointWarning(UserWarning):
     """A checkpoint could not be read whole, and the one before it is used."""
+
+
+class StorageError(OSError):
+    """A file of a run cannot be written; says which, why, and what to do."""
 
 
 def previous_path(path: Path) -> Path:
@@ -24,12 +35,85 @@ def keep_previous(path: Path) -> None:
         put_in_place(path, previous_path(path))
 
 
-def save_checkpoint(obj: Any, path: Path) -> None:
+def save_checkpoint(obj: Any, path: Path, *, before_rename: Callable[[], None] | None = None) -> None:
     """Save with ``torch.save``, whole or not at all, and keep the one before as ``*.previous.*``.
 
     Killed at any moment it leaves a whole file at ``path``, the old or the new one.
+
+    Args:
+        before_rename: done instead of keeping the one before, when the new file is whole and has no name yet.
+
+    Raises:
+        StorageError: it cannot be written, and the old file stays.
     """
-    write_atomically(path, lambda file: torch.save(obj, file), before_rename=lambda: keep_previous(path))
+    with writing(path, lambda: saved_bytes(obj)):
+        write_atomically(
+            path,
+            lambda file: torch.save(obj, file),
+            before_rename=before_rename or (lambda: keep_previous(path)),
+        )
+
+
+@contextlib.contextmanager
+def writing(path: Path, size: Callable[[], int] | None = None) -> Iterator[None]:
+    """What is done in here writes ``path``, whole or not at all.
+
+    Args:
+        size: how many bytes are to be written; asked only when the disk is full.
+
+    Raises:
+        StorageError: in place of an error of the file system.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = _file_system_error(error)
+        if cause is None or isinstance(cause, StorageError):
+            raise
+        raise StorageError(_cannot_write(path, cause, size)) from error
+
+
+def _file_system_error(error: BaseException | None) -> OSError | None:
+    """torch.save ends with a RuntimeError that came up while it handled the OSError of a write."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
+
+
+def _cannot_write(path: Path, cause: OSError, size: Callable[[], int] | None) -> str:
+    stays = "; the file of that name that was there stays, and is whole" if path.exists() else ""
+    if cause.errno not in _FULL:
+        return f"cannot write {path} ({cause}){stays}: mend that, and start again"
+    needed = "" if size is None else f"{_megabytes(size())} are needed and "
+    directory = next(parent for parent in path.absolute().parents if parent.exists())
+    free = _megabytes(shutil.disk_usage(directory).free)
+    why = "the disk is full" if cause.errno == errno.ENOSPC else "the disk quota is used up"
+    return f"cannot write {path}: {why} ({needed}{free} are free there){stays}: make room, and start again"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+class _Counter:
+    """A file that counts what is written to it."""
+
+    size = 0
+
+    def write(self, data: Any) -> int:
+        written = memoryview(data).nbytes
+        self.size += written
+        return written
+
+    def flush(self) -> None:
+        pass
+
+
+def saved_bytes(obj: Any) -> int:
+    """The size of the file that ``torch.save`` makes."""
+    counter = _Counter()
+    torch.save(obj, counter)  # type: ignore[arg-type]  # it needs these two methods alone
+    return counter.size
 
 
 def check_whole(path: Path) -> None:
@@ -79,7 +163,36 @@ def load_whole(path: Path, map_location: str = "cpu") -> Any:
     """Load this very file, without unpickling classes.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: it is damaged, or holds something else.
     """
     check_whole(path)
-    return torch.load(path, map_location=map_location, weights_only=True)
+    return load_plain(path, map_location)
+
+
+def load_plain(path: Path, map_location: str = "cpu", *, mmap: bool = False) -> Any:
+    """Load tensors and plain values; code that the file brings along is not run.
+
+    Raises:
+        ValueError: it holds something else; names what.
+    """
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise ValueError(no_plain_values(path)) from error
+
+
+def no_plain_values(path: Path) -> str:
+    """Why a file is not loaded, after torch has refused it."""
+    names = ", ".join(foreign_names(path)) or "a pickle of another kind"
+    return (
+        f"{path} is not a checkpoint of tensors and plain values: it holds {names}, which could run any code, and so "
+        f"nothing of it was loaded. Check that it is the right file, and where it comes from"
+    )
+
+
+def foreign_names(path: Path) -> list[str]:
+    """The classes and functions that a file of ``torch.save`` would call; empty when it is none."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # whatever reading a pickle without running it can raise
+        return []

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ class OwnDirectory:
         """Make it, and clear away what killed writers left: nobody else may be publishing this model."""
         self._begins(f"making {self.path}")
         self.path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.path):  # that it exists does not say that it can be written
+            pass
         remove_leftovers(self.path)
 
     def newer_than(self, update: int) -> list[str]:
