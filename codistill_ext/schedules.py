@@ -205,7 +205,7 @@ def _number(text: str, expected: str) -> float:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"expected numbers of 0 or more, as in {expected}; got {text.strip()!r}")
+        raise ValueError(f"expected finite numbers of 0 or more, as in {expected}; got {text.strip()!r}")
     return value
 
 

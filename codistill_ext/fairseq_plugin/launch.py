@@ -88,10 +88,10 @@ def _prepare_and_call(own_main: Main, cfg: Any, **kwargs: Any) -> None:
     _fairseq_call_main(cfg, own_main, **kwargs)
 
 
-def parse_args_and_arch(parser: Any, *args: Any, **kwargs: Any) -> Any:
+def parse_args_and_arch(parser: Any, input_args: list[str] | None = None, *args: Any, **kwargs: Any) -> Any:
     """In place of ``fairseq.options.parse_args_and_arch``: a wrong option is refused without fairseq's long usage."""
-    parser.error = functools.partial(_refuse_option, parser)
-    parsed = _fairseq_parse_args_and_arch(parser, *args, **kwargs)
+    parser.error = functools.partial(_refuse_option, parser, input_args)
+    parsed = _fairseq_parse_args_and_arch(parser, input_args, *args, **kwargs)
     options = parsed[0] if isinstance(parsed, tuple) else parsed
     if getattr(options, "criterion", None) in CRITERIONS:
         for module in r"hydra\.", "sys":  # 20 lines for each process about how fairseq uses hydra
@@ -103,9 +103,9 @@ def parse_args_and_arch(parser: Any, *args: Any, **kwargs: Any) -> Any:
     return parsed
 
 
-def _refuse_option(parser: Any, message: str) -> NoReturn:
+def _refuse_option(parser: Any, input_args: list[str] | None, message: str) -> NoReturn:
     if "unrecognized arguments: " in message and "--codistill-" in message:
-        criterion = parser.parse_known_args()[0].criterion
+        criterion = parser.parse_known_args(input_args)[0].criterion
         if criterion not in CRITERIONS:
             message = f"options of codistillation need --criterion {CRITERIONS[0]}, not {criterion}"
     failures.refuse(parser, message)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from codistill_ext.errors import CoordinationError, Mistake, PeerTimeoutError
 from codistill_ext.job.storage import StorageError
@@ -47,14 +47,14 @@ def mistakes() -> Iterator[None]:
         raise Mistake(str(error)) from error
 
 
-def command(name: str) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result | None]]:
+def command(name: str) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
     """For the function that a process runs: errors end it as this module says.
 
     Args:
         name: of the command, which its sentence begins with.
     """
 
-    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result | None]:
+    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
         @functools.wraps(function)
         def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
             try:
@@ -68,9 +68,10 @@ def command(name: str) -> Callable[[Callable[Parameters, Result]], Callable[Para
                     end(f"{name}: error: {error}")
                 if isinstance(error, (CoordinationError, PeerTimeoutError)):
                     end(f"{name}: error: {type(error).__name__}: {error}")
+                get_error_handler().record_exception(error)  # with its traceback, into torchrun's file
                 raise
 
-        return record(run)
+        return run
 
     return decorate
 
@@ -177,7 +178,7 @@ def _wait_to_be_ended() -> None:
 
 
 def _record(sentence: str) -> None:
-    """Into torchrun's file for this process, as its ``record`` does it with a traceback."""
+    """Into torchrun's file for this process, as its error handler does it with a traceback."""
     file = os.environ.get(_ERROR_FILE)
     if not file:
         return

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 
 import pytest
 
@@ -23,8 +24,11 @@ def test_every_option_is_a_flag_and_survives_the_command_line() -> None:
     ("options", "message"),
     [
         ({"models": 0}, "--codistill-models must be at least 1, not 0"),
-        ({"models": 2, "alpha": -1.0}, "--codistill-alpha: expected numbers of 0 or more, as in"),
-        ({"models": 2, "alpha": float("nan")}, "or 0.1~0@50%; got 'nan'"),
+        ({"models": 2, "alpha": -1.0}, "--codistill-alpha: expected finite numbers of 0 or more, as in"),
+        ({"models": 2, "alpha": math.nan}, "or 0.1~0@50%; got 'nan'"),
+        ({"models": 2, "alpha": math.inf}, "--codistill-alpha: expected finite numbers of 0 or more, as in"),
+        ({"models": 2, "temperature": math.inf}, "--codistill-temperature must be a finite number, not inf"),
+        ({"models": 2, "timeout": math.inf}, "--codistill-timeout must be a finite number, not inf"),
         ({"models": 2, "divergence": "kl"}, "--codistill-divergence is one of kl_teacher_student"),
         ({"models": 2, "temperature": 0.0}, "--codistill-temperature must be more than 0"),
         ({"models": 2, "period": 10}, "--codistill-period 10 has no effect with --codistill-exchange predictions"),

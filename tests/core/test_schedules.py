@@ -50,7 +50,7 @@ def test_a_place_in_epochs_is_the_update_that_begins_the_epoch() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("fast", "expected numbers of 0 or more, as in 0.1 or 1e-4,1e-5,0 or .*; got 'fast'"),
+        ("fast", "expected finite numbers of 0 or more, as in 0.1 or 1e-4,1e-5,0 or .*; got 'fast'"),
         ("-1", "got '-1'"),
         ("nan", "got 'nan'"),
         ("0.1,", "got ''"),

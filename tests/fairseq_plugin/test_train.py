@@ -3,13 +3,17 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from fairseq import options as fairseq_options
 
 from codistill_ext.criterions.codistill_label_smoothed_ce import smoothing_schedule
+from codistill_ext.fairseq_plugin import launch
+from codistill_ext.tasks import codistill_translation  # noqa: F401  registers the criterion
 from tests.commands import run, script, torchrun
 from tests.fairseq_plugin.commands import CRITERION, SMALL, STOCK, same_bits, train, weights
 
@@ -184,16 +188,46 @@ def test_hydra_trains_from_the_configuration_in_the_repository(data_bin: Path, t
         ),
         ([*TWO, "--ddp-backend", "slowmo"], 1, "--ddp-backend slowmo works on the whole job and would mix"),
         ([*TWO, "--use-bmuf"], 1, "--use-bmuf works on the whole job and would mix"),
-        ([*TWO, "--codistill-divergence", "kl"], 1, "--codistill-divergence is one of kl_teacher_student"),
-        ([*TWO, "--codistill-period", "5"], 1, "--codistill-period 5 has no effect"),
+        ([*TWO, "--codistill-alpha", "inf"], 1, "--codistill-alpha: expected finite numbers of 0 or more"),
+        ([*STOCK, "--codistill-models", "2"], 1, "options of codistillation need --criterion codistill_label_smoothed"),
     ],
 )
 def test_mistakes_are_refused_before_anything_starts(
     data_bin: Path, tmp_path: Path, options: list[str], processes: int, message: str
 ) -> None:
     output = train(data_bin, tmp_path / "run", *options, "--max-update", "1", processes=processes, fails=True)
-    assert message in output
+    assert f"error: {message}" in output.splitlines()[-1 if processes == 1 else -2]
+    assert output.count(message) == processes, "under torchrun one rank says it, and the summary"
+    assert len(output.splitlines()) <= 8 + 40 * (processes > 1)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_flag_is_refused_while_parsing(capsys: pytest.CaptureFixture[str]) -> None:
+    """As fairseq-train parses it, in this process."""
+    parser = fairseq_options.get_training_parser()
+    argv = ["data", "--arch", "transformer", *TWO, "--codistill-perod", "5"]
+    with pytest.raises(SystemExit) as stop:
+        launch.parse_args_and_arch(parser, argv)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    assert line.endswith("unrecognized arguments: --codistill-perod 5; did you mean --codistill-period? (see --help)")
+    for options, message in (
+        (["--codistill-divergence", "kl"], "--codistill-divergence is one of kl_teacher_student"),
+        (["--codistill-period", "5"], "--codistill-period 5 has no effect"),
+        (["--codistill-period", "x"], "argument --codistill-period: invalid int value: 'x'"),
+        (["--arch", "transfomer"], "argument --arch/-a: invalid choice: 'transfomer'; did you mean transformer"),
+    ):
+        with pytest.raises(SystemExit):
+            launch.parse_args_and_arch(fairseq_options.get_training_parser(), [*argv[:-2], *options])
+        assert f"error: {message}" in capsys.readouterr().err
+
+
+def test_a_wrong_override_of_hydra_is_one_sentence(data_bin: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "codistill_ext.hydra_train", "criterion.codistill_perod=5"]
+    root = Path(__file__).parents[2]
+    config = ["--config-dir", str(root / "translation/config"), "--config-name", "codistill_transformer"]
+    last = run([*command, *config], fails=True, cwd=tmp_path).splitlines()[-1]
+    assert last.startswith("codistill_ext.hydra_train: error: Could not override 'criterion.codistill_perod'.")
 
 
 @pytest.mark.parametrize(
@@ -243,6 +277,6 @@ def test_a_label_smoothing_that_does_not_fit_is_refused(data_bin: Path, tmp_path
     options = ["--codistill-label-smoothing", "0.1,0", "--max-update", "2"]
     message = "--codistill-label-smoothing 0.1,0: 2 values without places change where"
     assert message in train(data_bin, tmp_path, *CRITERION, *options, fails=True)
-    for text, message in [("fast", "expected numbers"), ("1,0@5up", "must be less than 1 throughout")]:
+    for text, message in [("fast", "expected finite numbers"), ("1,0@5up", "must be less than 1 throughout")]:
         with pytest.raises(ValueError, match=f"--codistill-label-smoothing.*{message}"):
             smoothing_schedule(SimpleNamespace(codistill_label_smoothing=text))

@@ -13,13 +13,23 @@ CIFAR = ["--dataset", "cifar10", "--model", "resnet20"]
 
 MISTAKES = [
     ([], "--dataset imagenet needs --data-path"),
-    ([*CIFAR, "--model", "resnet21"], "--model resnet21 is unknown; choose one of"),
+    ([*CIFAR, "--model", "resnet21"], "--model resnet21 is unknown: did you mean resnet"),
+    ([*CIFAR, "--model", "xyz"], "--model xyz is unknown: give a torchvision classification model"),
+    ([*CIFAR, "--lr", "inf"], "--lr must be a finite number, not inf"),
+    ([*CIFAR, "--epochs", "inf"], "--epochs must be a finite number, not inf"),
+    ([*CIFAR, "--codistill-timeout", "nan"], "--codistill-timeout must be a finite number, not nan"),
+    ([*CIFAR, "--lr-milestones", "3", "nan"], "argument --lr-milestones: expected finite numbers"),
+    ([*CIFAR, "--codistill-alpha", "inf"], "argument --codistill-alpha: expected finite numbers"),
+    ([*CIFAR, "--codistill-modles", "2"], "unrecognized arguments: --codistill-modles 2; did you mean --codistill-mod"),
     ([*CIFAR, "--device", "cuda:1"], "--device is auto, cuda or cpu"),
     ([*CIFAR, "-b", "0"], "--batch-size must be at least 1, not 0"),
     ([*CIFAR, "--momentum", "0"], "--momentum must be between 0 and 1"),
     ([*CIFAR, "--label-smoothing", "1"], "--label-smoothing must be"),
     ([*CIFAR, "--lr-warmup-epochs", "100"], "--lr-warmup-epochs must be at most --epochs 90"),
-    ([*CIFAR, "--weight-decay", "fast"], "argument --wd/--weight-decay: expected numbers of 0 or more, as in 0.1 or"),
+    (
+        [*CIFAR, "--weight-decay", "fast"],
+        "argument --wd/--weight-decay: expected finite numbers of 0 or more, as in 0.1 or",
+    ),
     ([*CIFAR, "--lr-milestones", "2weeks"], "argument --lr-milestones: a place is written 18ep, 2000up, 50% or 18of45"),
     ([*CIFAR, "--budget", "equal"], "argument --budget: invalid choice: 'equal'"),
     ([*CIFAR, "--eval-every", "0"], "--eval-every must be at least 1"),
@@ -49,7 +59,8 @@ def test_mistakes(argv: list[str], message: str, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as stop:
         parse_options(build_parser(), argv)
     assert stop.value.code == 2
-    assert f"error: {message}" in " ".join(capsys.readouterr().err.split())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"vision.train: error: {message}") and line.endswith(" (see --help)")
 
 
 def test_defaults_are_goyals() -> None:
