@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from codistill_ext.errors import PeerTimeoutError
+from codistill_ext.errors import Mistake, PeerTimeoutError
 from codistill_ext.exchange import files
 from codistill_ext.exchange.wire import foreign_files, lead, shared_directory, whole_files
 from codistill_ext.exchange.wire.foreign_files import ForeignFile
@@ -88,9 +88,7 @@ def test_whatever_a_peer_has_there_is_named_once_and_its_good_files_are_read(
     assert len(said) == 1 and message in said[0] and "keeps the last weights it has of model 1" in said[0]
 
 
-def test_a_link_in_place_of_a_peers_directory_is_not_followed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_link_in_place_of_a_peers_directory_is_not_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Job(tmp_path / "elsewhere", 1).step(2)
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared/model1").symlink_to(tmp_path / "elsewhere/model1")
@@ -169,7 +167,9 @@ def test_a_directory_that_does_not_answer_at_the_start_is_an_error(
 
 def test_a_directory_that_cannot_be_made_is_the_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="--codistill-dir .*/file cannot be used: .*Not a directory"):
+    with pytest.raises(
+        Mistake, match=r"--codistill-dir .*/file cannot be used \(.*Not a directory.*\): choose a directory"
+    ):
         Job(tmp_path / "file", 0)
 
 

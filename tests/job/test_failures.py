@@ -8,9 +8,9 @@ from typing import NoReturn
 
 import pytest
 
-from codistill_ext.errors import PeerTimeoutError
+from codistill_ext.errors import Mistake, PeerTimeoutError
 from codistill_ext.job import failures
-from codistill_ext.job.failures import Mistake, Parser, command, end, mistakes, nearest
+from codistill_ext.job.failures import Parser, command, end, mistakes, nearest
 from codistill_ext.job.storage import StorageError
 from tests.commands import run, torchrun
 
@@ -124,8 +124,8 @@ def test_the_nearest_names() -> None:
 
 SCRIPT = """
 import os, sys
-from codistill_ext.errors import PeerTimeoutError
-from codistill_ext.job.failures import Mistake, command
+from codistill_ext.errors import Mistake, PeerTimeoutError
+from codistill_ext.job.failures import command
 
 @command("trainer")
 def main():
