@@ -1,7 +1,9 @@
 """The benchmarks run, on something small, and print what their descriptions say. What they measure is not tested."""
 
+import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,3 +43,55 @@ def test_topk() -> None:
         "half": 50 * 300 * 2,
         "topk": 50 * 64 * (2 + 2),
     }
+
+
+SCRIPT = """
+import argparse
+
+def train_one_epoch(args, epoch): ...
+
+def evaluate(args): ...
+
+def get_args_parser():
+    parser = argparse.ArgumentParser()
+    for name in ("data-path", "model", "output-dir", "device", "opt", "norm-weight-decay", "lr", "print-freq"):
+        parser.add_argument(f"--{name}")
+    for name in ("train-crop-size", "val-crop-size", "val-resize-size", "epochs"):
+        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("-b", type=int)
+    parser.add_argument("-j", type=int)
+    return parser
+
+def main(args):
+    from torchvision.models import get_model
+    assert args.model == "resnet20" and args.train_crop_size == 32 and args.opt == "sgd_nesterov"
+    get_model(args.model, weights=None, num_classes=10)
+    for epoch in range(args.epochs):
+        train_one_epoch(args, epoch)
+        evaluate(args)
+"""
+
+
+def test_vision_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a script in the place of the reference, and both in this process."""
+    from benchmarks import vision_throughput
+
+    (tmp_path / "train.py").write_text(SCRIPT)
+    monkeypatch.setitem(sys.modules, "train", None)
+    monkeypatch.delitem(sys.modules, "train")
+    monkeypatch.setattr(sys, "path", sys.path[:])
+
+    def run_here(role: str, name: str, data: Path, args: argparse.Namespace) -> vision_throughput.Seconds:
+        case = vision_throughput.CASES[name]
+        common = vision_throughput.common_options(case, args)
+        if role == "ours":
+            return vision_throughput.train_ours(case, data, common)
+        return vision_throughput.train_reference(case, data, common, args.reference)
+
+    monkeypatch.setattr(vision_throughput, "run_in_process", run_here)
+    options = ["--cases", "cifar", "--rounds", "1", "--epochs", "2", "--images", "20", "--workers", "0"]
+    vision_throughput.main([*options, "--reference", str(tmp_path)])
+    measured = result(capsys.readouterr().out)["cifar"]
+    assert measured["median_ratio"] == measured["ours_to_reference"][0] < 1  # the script does nothing
+    assert set(measured["input_images_a_second_and_core"]) == {"tree", "pack", "pack, shorter side 32"}
+    assert measured["bytes_a_picture"] > 1000

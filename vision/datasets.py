@@ -42,10 +42,10 @@ class Folder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What a run reads: training data by key, validation data by index."""
+    """What a run reads: training data by key, validation data by index; pixels are uint8."""
 
     train: SeededFolder | SeededCrops
-    valid: Folder | NormalisedPictures
+    valid: Folder | Pictures
     num_classes: int
     image_sizes: tuple[int, ...]  # in training, in validation
 
@@ -83,14 +83,12 @@ class SeededFolder(Dataset[tuple[Tensor, int]]):
             return sample
 
 
-class NormalisedPictures(Dataset[tuple[Tensor, int]]):
-    """Pictures in memory, uint8 (N, C, H, W), handed out as normalised floats."""
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """Pictures in memory, uint8 (N, C, H, W)."""
 
     def __init__(self, pictures_NCHW: Tensor, labels_N: Tensor) -> None:
         self.pictures_NCHW = pictures_NCHW
         self.labels = labels_N.tolist()
-        self._mean_C11 = torch.tensor(presets.CIFAR10_MEAN).view(3, 1, 1) * 255
-        self._scale_C11 = 1 / (torch.tensor(presets.CIFAR10_STD).view(3, 1, 1) * 255)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -99,14 +97,13 @@ class NormalisedPictures(Dataset[tuple[Tensor, int]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
-        return self._normalised(self.pictures_NCHW[list(indices)], indices)
+        return self._labelled(self.pictures_NCHW[list(indices)], indices)
 
-    def _normalised(self, pictures_BCHW: Tensor, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
-        floats_BCHW = (pictures_BCHW - self._mean_C11) * self._scale_C11
-        return list(zip(floats_BCHW, (self.labels[i] for i in indices), strict=True))
+    def _labelled(self, pictures_BCHW: Tensor, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        return list(zip(pictures_BCHW, (self.labels[i] for i in indices), strict=True))
 
 
-class SeededCrops(NormalisedPictures):
+class SeededCrops(Pictures):
     """Random crops of the padded picture, and flips, drawn sample by sample.
 
     torchvision's transforms cost 0.4 ms a sample when each is seeded, more than a small net's
@@ -123,7 +120,7 @@ class SeededCrops(NormalisedPictures):
     def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int]]:  # type: ignore[override]
         indices = [index for index, _ in keys]
         crops_BCHW = self._crop(self.pictures_NCHW[indices], _draw([seed for _, seed in keys]))
-        return self._normalised(crops_BCHW, indices)
+        return self._labelled(crops_BCHW, indices)
 
     def _crop(self, pictures_BCHW: Tensor, uniform_B3: Tensor) -> Tensor:
         batch, channels, height, width = pictures_BCHW.shape
@@ -163,15 +160,15 @@ def _load_cifar10(root: Path | None) -> Data:
     cifar = load_cifar10(root)
     return Data(
         train=SeededCrops(cifar["train_images"], cifar["train_labels"]),
-        valid=NormalisedPictures(cifar["test_images"], cifar["test_labels"]),
+        valid=Pictures(cifar["test_images"], cifar["test_labels"]),
         num_classes=10,
         image_sizes=(32,),
     )
 
 
 def _load_imagenet(args: argparse.Namespace) -> Data:
-    train = _open(args.data_path, "train", presets.imagenet_train(args.train_crop_size))
-    valid = _open(args.data_path, "val", presets.imagenet_val(args.val_resize_size, args.val_crop_size))
+    train = open_split(args.data_path, "train", presets.imagenet_train(args.train_crop_size))
+    valid = open_split(args.data_path, "val", presets.imagenet_val(args.val_resize_size, args.val_crop_size))
     if train.classes != valid.classes:
         odd = sorted(set(train.classes) ^ set(valid.classes))
         raise ValueError(
@@ -185,7 +182,7 @@ def _load_imagenet(args: argparse.Namespace) -> Data:
     )
 
 
-def _open(root: Path, split: str, transform: v2.Transform) -> Folder:
+def open_split(root: Path, split: str, transform: v2.Transform) -> Folder:
     path = root / split
     if (root / MANIFEST).exists() or any(path.glob("*.arrow")):
         return PackedFolder(root, split, transform)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from codistill_ext.job.rendezvous import INIT_METHOD
+from vision.presets import Normalise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class Place:
     device: torch.device
     autocast_dtype: torch.dtype | None
     memory_format: torch.memory_format
+    normalise: Normalise
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Place:
@@ -34,6 +36,7 @@ class Place:
             device=device,
             autocast_dtype=getattr(torch, args.amp_dtype) if args.amp else None,
             memory_format=torch.channels_last if args.channels_last else torch.contiguous_format,
+            normalise=Normalise(args.dataset, device),
         )
 
     @property
@@ -48,9 +51,10 @@ class Place:
     def put_module(self, module: nn.Module) -> nn.Module:
         return module.to(self.device).to(memory_format=self.memory_format)
 
-    def put(self, images_BCHW: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        images_BCHW = images_BCHW.to(self.device, non_blocking=True, memory_format=self.memory_format)
-        return images_BCHW, labels_B.to(self.device, non_blocking=True)
+    def put(self, pixels_BCHW: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch as the model takes it: pixels 0..255 become normalised floats."""
+        pixels_BCHW = pixels_BCHW.to(self.device, non_blocking=True, memory_format=self.memory_format)
+        return self.normalise(pixels_BCHW), labels_B.to(self.device, non_blocking=True)
 
 
 def start_process_group(device: torch.device, *, timeout_s: float) -> None:

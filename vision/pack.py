@@ -157,8 +157,8 @@ def _write_all(shards: dict[str, list[Shard]], workers: int) -> dict[str, list[d
             each: Any = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context)).map
         else:
             each = map
-        notes = iter(tqdm(each(write_shard, everything), total=len(everything), unit="file", desc="packing"))
-        return {split: [next(notes) for _ in shards[split]] for split in SPLITS}
+        notes = iter(list(tqdm(each(write_shard, everything), total=len(everything), unit="file", desc="packing")))
+    return {split: [next(notes) for _ in shards[split]] for split in SPLITS}
 
 
 def write_shard(shard: Shard) -> dict[str, Any]:

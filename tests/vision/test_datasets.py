@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
 from codistill_ext import CodistillConfig
 from codistill_ext.groups import ModelGroups
 from codistill_ext.sampling import CodistillSampler
 from tests.vision.small import small_cifar10, write_folders
 from vision import presets
-from vision.datasets import KeySampler, NormalisedPictures, SeededCrops, SeededFolder, load_data
+from vision.datasets import KeySampler, Pictures, SeededCrops, SeededFolder, load_data
 from vision.options import build_parser, parse_options
 
 
@@ -74,12 +75,9 @@ def test_an_epoch_that_begins_in_the_middle_ends_the_same() -> None:
 
 def test_crops_are_windows_of_the_padded_picture() -> None:
     cifar = small_cifar10()
-    dataset, plain = _crops(), NormalisedPictures(cifar["train_images"], cifar["train_labels"])
+    dataset, plain = _crops(), Pictures(cifar["train_images"], cifar["train_labels"])
     padded = torch.nn.functional.pad(cifar["train_images"][5], (4, 4, 4, 4))
-    windows = NormalisedPictures(
-        torch.stack([padded[:, i : i + 32, j : j + 32] for i in range(9) for j in range(9)]), torch.zeros(81)
-    )
-    candidates = torch.stack([windows[k][0] for k in range(81)])
+    candidates = torch.stack([padded[:, i : i + 32, j : j + 32] for i in range(9) for j in range(9)])
     candidates = torch.cat([candidates, candidates.flip(-1)])
     found = set()
     for seed in range(400):
@@ -90,12 +88,20 @@ def test_crops_are_windows_of_the_padded_picture() -> None:
     assert len(found) > 120  # of 162; 400 uniform draws miss 14 on average
 
 
-def test_normalisation_is_exact() -> None:
-    cifar = small_cifar10()
-    image, label = NormalisedPictures(cifar["test_images"], cifar["test_labels"])[3]
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (presets.CIFAR10_MEAN, presets.CIFAR10_STD))
-    torch.testing.assert_close(image, (cifar["test_images"][3] / 255 - mean) / std)
-    assert label == 3
+@pytest.mark.parametrize(
+    "dataset,mean,std",
+    [
+        ("cifar10", presets.CIFAR10_MEAN, presets.CIFAR10_STD),
+        ("imagenet", presets.IMAGENET_MEAN, presets.IMAGENET_STD),
+    ],
+)
+def test_normalisation_is_that_of_torchvision(dataset: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    pixels = small_cifar10()["test_images"]
+    expected = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean=mean, std=std)])(pixels)
+    normalise = presets.Normalise(dataset, torch.device("cpu"))
+    torch.testing.assert_close(normalise(pixels), expected)
+    last = normalise(pixels.contiguous(memory_format=torch.channels_last))
+    assert last.is_contiguous(memory_format=torch.channels_last) and torch.equal(last, normalise(pixels))
 
 
 def test_labels_are_known_without_opening_a_picture(tmp_path: Path) -> None:
