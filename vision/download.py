@@ -6,6 +6,7 @@ import errno
 import hashlib
 import http.client
 import os
+import re
 import ssl
 import urllib.error
 import urllib.request
@@ -75,9 +76,15 @@ def _write(response: http.client.HTTPResponse, part: Path, have: int) -> None:
 def fetch_error(error: BaseException) -> FetchError:
     """Whether another try may help, for what the network or the disk raised."""
     if isinstance(error, urllib.error.HTTPError):
-        later = error.code in _LATER or error.code >= 500
-        return FetchError(f"HTTP {error.code} {error.reason}", Failure.LAPSED if later else Failure.REFUSED)
+        return FetchError(f"HTTP {error.code} {error.reason}", _answered(error.code))
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, OSError):
         error = error.reason
+    tunnel = re.match(r"Tunnel connection failed: (\d{3})", str(error))  # what a proxy answers has no type of its own
+    if tunnel:
+        return FetchError(str(error), _answered(int(tunnel[1])))
     final = isinstance(error, ssl.SSLCertVerificationError) or getattr(error, "errno", None) in _NO_ROOM
     return FetchError(str(error) or type(error).__name__, Failure.REFUSED if final else Failure.LAPSED)
+
+
+def _answered(status: int) -> Failure:
+    return Failure.LAPSED if status in _LATER or status >= 500 else Failure.REFUSED

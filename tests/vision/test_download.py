@@ -75,6 +75,8 @@ def test_nobody_listens(tmp_path: Path) -> None:
         (OSError(errno.ENOSPC, "No space left on device"), Failure.REFUSED),
         (urllib.error.URLError(ssl.SSLCertVerificationError("self-signed")), Failure.REFUSED),
         (urllib.error.URLError(TimeoutError("timed out")), Failure.LAPSED),
+        (urllib.error.URLError(OSError("Tunnel connection failed: 403 Forbidden")), Failure.REFUSED),
+        (urllib.error.URLError(OSError("Tunnel connection failed: 502 Bad Gateway")), Failure.LAPSED),
         (ConnectionResetError(errno.ECONNRESET, "reset by peer"), Failure.LAPSED),
     ],
 )
