@@ -63,6 +63,12 @@ def train(
         build_peer=lambda peer: Net(width=peer.values["width"]),
         data_parallel=data_parallel,
     )
+    return run(model, updates)
+
+
+def run(model: CodistillParallel, updates: int) -> dict[str, Any]:
+    """Train this model to its end; returns as ``train`` does."""
+    groups, config = model.groups, model.config
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
     terms = []
     for update in range(updates):
