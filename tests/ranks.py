@@ -61,29 +61,30 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, deadlin
         limit = time.monotonic() + deadline_s
         ranks = [warm.call(_entry, rank, world_size, directory, function, args) for rank in range(world_size)]
         try:
-            stuck = [rank for rank, process in enumerate(ranks) if not _ended(process, limit)]
+            statuses = {rank: _status(process, limit) for rank, process in enumerate(ranks)}
         finally:
             for process in ranks:
                 _end(process)
         errors = {
-            rank: path.read_text()
-            for rank in range(world_size)
-            if (path := Path(directory, f"error{rank}.txt")).exists()
+            rank: path.read_text() if path.exists() else f"ended with status {status}"
+            for rank, status in statuses.items()
+            if (path := Path(directory, f"error{rank}.txt")).exists() or status
         }
         if errors:
             raise RankError(errors)
-        if stuck:
+        if None in statuses.values():
+            stuck = [rank for rank, status in statuses.items() if status is None]
             raise TimeoutError(f"ranks {stuck} did not end within {deadline_s} s")
         return [torch.load(Path(directory) / f"result{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 
-def _ended(process: socket.socket, limit: float) -> bool:
+def _status(process: socket.socket, limit: float) -> int | None:
+    """Of its end; None if it has not ended in time."""
     process.settimeout(max(0.001, limit - time.monotonic()))
     try:
-        receive_status(process)
+        return receive_status(process)
     except TimeoutError:
-        return False
-    return True
+        return None
 
 
 def _end(process: socket.socket) -> None:

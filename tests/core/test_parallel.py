@@ -3,8 +3,8 @@
 import os
 import re
 import shutil
-import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,26 +161,32 @@ def test_models_of_other_lengths_never_hang_a_peer(options: dict[str, Any]) -> N
         assert [peers for _, peers in results[1]["terms"]] == [2] * 4 + [1] * 5 + [0] * 3
 
 
-def _dies(rank: int, exchange: str) -> None:
+def _falls_silent(rank: int, exchange: str, heard: str) -> None:
+    """Rank 1 neither answers nor ends before rank 0 has ended with its error."""
     options: dict[str, Any] = {"models": 2, "timeout": 3.0}
     if exchange == "checkpoints":
         options |= {"exchange": exchange, "period": 2, "lag": 1}
     config = CodistillConfig(**options)
     groups = ModelGroups.create(config)
     model = CodistillParallel(build(rank), groups, config)
-    for update in range(10):
-        if rank == 1 and update == 3:
-            time.sleep(12)  # neither answers nor ends
-            os._exit(0)
-        x, _ = batches(update, 0, 0, coordinated=True)
-        model.codistill(x, model(x))
-        model.after_update()
+    try:
+        for update in range(10):
+            if rank == 1 and update == 3:
+                Path(heard).read_bytes()  # until rank 0 has written
+                os._exit(0)
+            x, _ = batches(update, 0, 0, coordinated=True)
+            model.codistill(x, model(x))
+            model.after_update()
+    finally:
+        if rank == 0:
+            Path(heard).write_bytes(b"")
 
 
 @pytest.mark.parametrize("exchange", ["predictions", "checkpoints"])
-def test_a_silent_peer_is_named_with_the_step(exchange: str) -> None:
+def test_a_silent_peer_is_named_with_the_step(exchange: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "heard")
     with pytest.raises(RankError) as error:
-        run_ranks(2, _dies, exchange)
+        run_ranks(2, _falls_silent, exchange, str(tmp_path / "heard"))
     text = error.value.errors[0]
     assert "PeerTimeoutError" in text and "model 1 (rank 1)" in text and "model 0 (rank 0)" in text
     assert "--codistill-timeout" in text and "update 3" in text + " update 3" * (exchange == "checkpoints")
@@ -310,8 +316,12 @@ def test_a_model_that_skips_updates_stays_with_its_peer(options: dict[str, Any],
     assert run_ranks(2, _skips, options | {"timeout": 20.0}) == [(12, terms), (8, terms)]
 
 
-def _late(rank: int, policy: str, ranks: int) -> list[tuple[int, float | None]]:
-    """Model 1 comes 1.5 s late to the exchange after update 2; peers and staleness in each update."""
+def _late(rank: int, policy: str, until: int, begun: str) -> list[tuple[int, float | None]]:
+    """Model 1 comes to the exchange after update 4 when model 0 has begun update ``until``.
+
+    Returns:
+        peers and staleness in each update.
+    """
     options = {"models": 2, "exchange": "checkpoints", "period": 2, "lag": 0, "stale_policy": policy}
     config = CodistillConfig(**options, max_staleness=4, timeout=30.0)
     groups = ModelGroups.create(config)
@@ -319,27 +329,31 @@ def _late(rank: int, policy: str, ranks: int) -> list[tuple[int, float | None]]:
     seen = []
     for update in range(14):
         if groups.model_index == 1 and update == 3:
-            time.sleep(1.5)
+            Path(f"{begun}{groups.data_rank}").read_bytes()
+        if groups.model_index == 0 and update == until:
+            Path(f"{begun}{groups.data_rank}").write_bytes(b"")
         x, _ = batches(update, groups.model_index, groups.data_rank, coordinated=False)
         term = model.codistill(x, model(x))
         seen.append((term.peers, model.report().get(f"staleness/{1 - groups.model_index}")))
         model.after_update()
-        if model.groups.model_index == 0:
-            time.sleep(0.02)
     model.leave()
     model.close()
     return seen
 
 
-@pytest.mark.parametrize("policy", ["wait", "go_on", "drop"])
-def test_late_weights_and_the_policies(policy: str) -> None:
-    first, second, *_ = run_ranks(4, _late, policy, 2)
+@pytest.mark.parametrize(("policy", "until"), [("wait", 5), ("go_on", 7), ("drop", 7)])
+def test_late_weights_and_the_policies(policy: str, until: int, tmp_path: Path) -> None:
+    for rank in range(2):
+        os.mkfifo(tmp_path / f"begun{rank}")
+    first, second, *_ = run_ranks(4, _late, policy, until, str(tmp_path / "begun"))
     assert [peers for peers, _ in first] == [peers for peers, _ in second], "the ranks of a model swap together"
     ages = [age for _, age in first if age is not None]
     if policy == "wait":
         assert max(ages) <= 5, "4 updates old, and the one that is trained now"
-    elif policy == "drop":
-        assert all(age <= 4 for age in ages)
+    elif policy == "go_on":
+        assert first[until] == (1, 5), "late weights are not waited for"
+    else:
+        assert first[until] == (0, None) and all(age <= 4 for age in ages)
 
 
 def _teacher_option(rank: int, options: dict[str, Any]) -> bool:

@@ -2,8 +2,7 @@
 
 import fcntl
 import multiprocessing
-import os
-import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -79,22 +78,21 @@ def test_files_beside_that_belong_to_nobody_are_set_aside(tmp_path: Path) -> Non
 
 
 def test_a_process_that_still_trains_there_is_an_error(tmp_path: Path) -> None:
-    with open(tmp_path / ".lock", "a") as file:
-        other = multiprocessing.get_context("fork").Process(target=_hold, args=(file.name, os.getpid()), daemon=True)
-        other.start()
-        while not (tmp_path / "held").exists():
-            time.sleep(0.01)
+    context = multiprocessing.get_context("fork")
+    held, end = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path / ".lock", held, end), daemon=True)
+    other.start()
+    assert held.wait(60)
     with pytest.raises(ValueError, match="another process is still training in .*: end it, or wait"):
         take_possession(tmp_path, ALONE)
-    other.kill()
+    end.set()
     other.join()
     take_possession(tmp_path, ALONE)
     take_possession(tmp_path, ALONE)  # it is this process's own
 
 
-def _hold(name: str, parent: int) -> None:
-    with open(name, "a") as file:
+def _hold(path: Path, held: Event, end: Event) -> None:
+    with open(path, "a") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
-        Path(name).with_name("held").touch()
-        while os.getppid() == parent:
-            time.sleep(0.1)
+        held.set()
+        end.wait(60)
