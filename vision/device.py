@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from codistill_ext.job.rendezvous import INIT_METHOD
 from vision.presets import Normalise
 
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+_CUBLAS_CHOICES = (":4096:8", ":16:8")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
@@ -55,6 +58,24 @@ class Place:
         """A batch as the model takes it: pixels 0..255 become normalised floats."""
         pixels_BCHW = pixels_BCHW.to(self.device, non_blocking=True, memory_format=self.memory_format)
         return self.normalise(pixels_BCHW), labels_B.to(self.device, non_blocking=True)
+
+
+def set_algorithms(device: torch.device, *, deterministic: bool) -> None:
+    """Either those that give the same bits each time, or what cuDNN finds to be fastest for these shapes.
+
+    Raises:
+        ValueError: the environment asks cuBLAS for what is not deterministic.
+    """
+    if deterministic and device.type == "cuda":
+        chosen = os.environ.setdefault(_CUBLAS, _CUBLAS_CHOICES[0])  # read when cuBLAS is first used
+        if chosen not in _CUBLAS_CHOICES:
+            raise ValueError(
+                f"--deterministic needs {_CUBLAS} to be {' or '.join(_CUBLAS_CHOICES)}, but the environment has "
+                f"{chosen}: unset it"
+            )
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
 
 
 def start_process_group(device: torch.device, *, timeout_s: float) -> None:

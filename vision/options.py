@@ -256,3 +256,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--print-freq", type=int, default=50, help="log every so many updates (default: 50)")
     group.add_argument("--test-only", action="store_true", help="evaluate --resume PATH and stop")
     group.add_argument("--seed", type=int, default=0, help="of weights and data (default: 0)")
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same bits each time on CUDA too, by slower algorithms; an operation that has none is an error",
+    )

@@ -16,7 +16,7 @@ from codistill_ext.job.resume import take_possession
 from codistill_ext.job.runlog import RunLog
 from vision import checkpointing
 from vision.datasets import Data, load_data
-from vision.device import Place, start_process_group
+from vision.device import Place, set_algorithms, start_process_group
 from vision.evaluate import evaluate_together, validation_loader
 from vision.models import build_model
 from vision.options import Options, plain_options
@@ -48,6 +48,7 @@ def prepare(options: Options) -> Callable[[], None]:
     """
     config = options.config
     place = Place.from_args(options.args)
+    set_algorithms(place.device, deterministic=options.args.deterministic)
     data = load_data(options.args)  # it may download: before anybody waits in a collective
     start_process_group(place.device, timeout_s=config.timeout)
     groups = ModelGroups.create(config, place.device.type)
