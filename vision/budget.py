@@ -62,6 +62,11 @@ class Budget:
         return self.given_epochs * self.share
 
     @property
+    def batch(self) -> int:
+        """Images of one model in an update, kn of Goyal et al."""
+        return self.update_images * self.ranks
+
+    @property
     def updates_an_epoch(self) -> int:
         return math.ceil(self.rank_images / self.update_images)
 
@@ -88,7 +93,7 @@ class Budget:
             "budget": self.name,
             "models": self.models,
             "workers": self.workers,
-            "batch_of_a_model": self.update_images * self.ranks,
+            "batch_of_a_model": self.batch,
             "epochs_of_a_model": update / self.updates_an_epoch,
             "updates_of_a_worker": update,
             "updates_in_total": update * self.workers,
@@ -98,8 +103,8 @@ class Budget:
     def __str__(self) -> str:
         return (
             f"budget {self.name}: {_count(self.models, 'model')} on {_count(self.workers, 'worker')}, "
-            f"{self.epochs:g} epochs of batch {self.update_images * self.ranks} a model: {self.updates} updates a "
-            f"worker, {self.updates * self.workers} in total, {self.images(self.updates)} images"
+            f"{self.epochs:g} epochs of batch {self.batch} a model: {self.updates} updates a worker, "
+            f"{self.updates * self.workers} in total, {self.images(self.updates)} images"
         )
 
 

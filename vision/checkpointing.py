@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
+from codistill_ext.exchange.wire.whole_files import write_atomically
 from codistill_ext.groups import ModelGroups, model_directory
 from codistill_ext.job.randomness import random_states
 from codistill_ext.job.resume import Saved, agree, make_current
@@ -18,9 +20,10 @@ from vision.options import plain_options
 
 # What must be the same for a resumed run to be the same run.
 _FIXED = (
-    "dataset train_fraction model batch_size accumulate train_crop_size amp amp_dtype channels_last seed "
-    "label_smoothing momentum weight_decay norm_weight_decay budget epochs eval_every lr lr_scheduler lr_milestones "
-    "lr_gamma lr_min lr_warmup_epochs lr_warmup_decay"
+    "dataset train_fraction batch_size accumulate train_crop_size seed "
+    "model init amp amp_dtype compile sync_bn channels_last ema_decay "
+    "momentum weight_decay norm_weight_decay label_smoothing budget epochs eval_every "
+    "lr lr_scaling lr_scheduler lr_milestones lr_gamma lr_min lr_warmup_epochs lr_warmup_decay"
 ).split()
 _FIXED_IN_TESTS = ("dataset", "model", "classes")
 
@@ -47,6 +50,12 @@ def save(path: Path, state: dict[str, Any], groups: ModelGroups, device: torch.d
         dist.barrier()
     if groups.is_lead:
         save_checkpoint(state, path)
+
+
+def save_weights(path: Path, module: nn.Module) -> None:
+    """A module's state alone, in host memory: for ``torch.load`` with ``weights_only``, and ``load_state_dict``."""
+    state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    write_atomically(path, lambda file: torch.save(state, file))
 
 
 def load(directory: Path, groups: ModelGroups, *, continued: bool) -> dict[str, Any] | None:

@@ -51,6 +51,10 @@ class Place:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.autocast_dtype)
 
+    def scaler(self) -> torch.amp.GradScaler:
+        """Scales losses where gradients are computed in float16, else does nothing."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.autocast_dtype is torch.float16)
+
     def put_module(self, module: nn.Module) -> nn.Module:
         return module.to(self.device).to(memory_format=self.memory_format)
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from codistill_ext.diagnostics import agreement
 from codistill_ext.groups import ModelGroups
 from vision.device import Place
+from vision.preemption import ignore_signals
 
 
 def validation_loader(dataset: Any, groups: ModelGroups, place: Place, *, batch_size: int, workers: int) -> Any:
@@ -28,6 +29,7 @@ def validation_loader(dataset: Any, groups: ModelGroups, place: Place, *, batch_
         sampler=share,
         num_workers=workers,
         pin_memory=place.pin_memory,
+        worker_init_fn=ignore_signals,
         generator=torch.Generator(),  # or it would draw from the state that dropout uses
     )
 

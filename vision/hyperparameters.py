@@ -10,6 +10,7 @@ import torch
 
 from codistill_ext.schedules import Curve, Horizon, Place, Schedule, warmup_cosine_lr, warmup_steps_lr
 
+GOYAL_BATCH = 256
 GOYAL_MILESTONES = tuple(Place(epoch, "ep") for epoch in (30.0, 60.0, 80.0))
 
 
@@ -18,17 +19,22 @@ class HyperParameters:
     """What changes in a run, each a function of the update (from 0).
 
     Attributes:
-        lr: learning rate; ``weight_decay``, and ``norm_weight_decay`` of normalisation layers; ``label_smoothing``.
+        rates: what the learning rate is made of; ``lr``: the rate itself.
+        weight_decay, and norm_weight_decay of normalisation layers; ``label_smoothing``.
     """
 
+    rates: LearningRates
     lr: Callable[[float], float]
     weight_decay: Curve
     norm_weight_decay: Curve
     label_smoothing: Curve
 
     @classmethod
-    def of(cls, args: argparse.Namespace, horizon: Horizon) -> HyperParameters:
+    def of(cls, args: argparse.Namespace, horizon: Horizon, batch: int) -> HyperParameters:
         """For a run of this length; ``horizon`` knows the decays of the learning rate.
+
+        Args:
+            batch: images of one model in an update.
 
         Raises:
             ValueError: a schedule does not fit the run.
@@ -38,8 +44,10 @@ class HyperParameters:
             schedule: Schedule = getattr(args, name)
             return schedule.resolve(horizon, "--" + name.replace("_", "-"))
 
+        rates = LearningRates.of(args, batch)
         return cls(
-            lr=build_lr(args, horizon),
+            rates=rates,
+            lr=build_lr(args, rates, horizon),
             weight_decay=resolve("weight_decay"),
             norm_weight_decay=resolve("norm_weight_decay"),
             label_smoothing=resolve("label_smoothing"),
@@ -58,6 +66,28 @@ class HyperParameters:
             "weight_decay": self.weight_decay(update),
             "label_smoothing": self.label_smoothing(update),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRates:
+    """The rate behind the warm-up, where the warm-up begins, and how many epochs of --epochs it takes."""
+
+    base: float
+    warmup_start: float
+    warmup_epochs: float
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, batch: int) -> LearningRates:
+        """As the options say, or scaled: --lr is then of 256 images, and larger batches of ``batch`` images get a
+        warm-up from it (Goyal et al., sections 2.1, 2.2 and 5.1)."""
+        if args.lr_scaling == "none":
+            return cls(base=args.lr, warmup_start=args.lr * args.lr_warmup_decay, warmup_epochs=args.lr_warmup_epochs)
+        warmup_epochs = args.lr_warmup_epochs if batch > GOYAL_BATCH else 0.0
+        return cls(base=args.lr * batch / GOYAL_BATCH, warmup_start=args.lr, warmup_epochs=warmup_epochs)
+
+    def __str__(self) -> str:
+        warmup = f" after {self.warmup_epochs:g} epochs from {self.warmup_start:g}" if self.warmup_epochs else ""
+        return f"learning rate {self.base:g}{warmup}"
 
 
 def lr_decays(args: argparse.Namespace, horizon: Horizon) -> tuple[float, ...]:
@@ -83,21 +113,21 @@ def lr_decays(args: argparse.Namespace, horizon: Horizon) -> tuple[float, ...]:
     return tuple(position for position in positions if position < horizon.updates)
 
 
-def build_lr(args: argparse.Namespace, horizon: Horizon) -> Callable[[float], float]:
+def build_lr(args: argparse.Namespace, rates: LearningRates, horizon: Horizon) -> Callable[[float], float]:
     """The learning rate: linear warm-up, then steps or half a cosine."""
     assert horizon.updates is not None
     updates, decays = horizon.updates, horizon.decays or ()
-    warmup = horizon.position(Place(args.lr_warmup_epochs, "ep"))
-    warmup_start = args.lr * args.lr_warmup_decay
+    warmup = horizon.position(Place(rates.warmup_epochs, "ep"))
+    base, warmup_start = rates.base, rates.warmup_start
 
     def steps(update: float) -> float:
         return warmup_steps_lr(
-            update, base=args.lr, milestones=decays, gamma=args.lr_gamma, warmup=warmup, warmup_start=warmup_start
+            update, base=base, milestones=decays, gamma=args.lr_gamma, warmup=warmup, warmup_start=warmup_start
         )
 
     def cosine(update: float) -> float:
         return warmup_cosine_lr(
-            update, base=args.lr, total=updates, warmup=warmup, warmup_start=warmup_start, minimum=args.lr_min
+            update, base=base, total=updates, warmup=warmup, warmup_start=warmup_start, minimum=args.lr_min
         )
 
     return steps if args.lr_scheduler == "multisteplr" else cosine

@@ -17,6 +17,7 @@ from vision.cifar_resnet import CIFAR_MODELS
 # Their auxiliary classifiers would make the output in training another type than in evaluation.
 _AUXILIARY = {"googlenet", "inception_v3"}
 _SIZED = ("vit_",)
+INITS = ("goyal", "torchvision")
 # ResNets that torchvision's class builds but torchvision does not name.
 _RESNETS: dict[str, dict[str, Any]] = {
     "resnext101_32x4d": {"block": Bottleneck, "layers": [3, 4, 23, 3], "groups": 32, "width_per_group": 4}
@@ -28,8 +29,11 @@ def model_names() -> list[str]:
     return sorted(CIFAR_MODELS) + sorted(names + list(_RESNETS))
 
 
-def build_model(name: str, *, num_classes: int, image_sizes: Sequence[int]) -> nn.Module:
+def build_model(name: str, *, num_classes: int, image_sizes: Sequence[int], init: str = "goyal") -> nn.Module:
     """A model with new weights from the global random state.
+
+    Args:
+        init: of ``INITS``, for torchvision's ResNets.
 
     Raises:
         ValueError: it cannot read square pictures of one of ``image_sizes``.
@@ -37,7 +41,7 @@ def build_model(name: str, *, num_classes: int, image_sizes: Sequence[int]) -> n
     model = _construct(name, num_classes, image_sizes[0])
     for image_size in image_sizes:
         _check_image_size(model, name, image_size)
-    if isinstance(model, torchvision.models.ResNet):
+    if isinstance(model, torchvision.models.ResNet) and init == "goyal":
         _initialise_as_goyal(model)
     return model
 

@@ -16,20 +16,22 @@ from codistill_ext.schedules import Place, Schedule
 from vision.budget import BUDGETS
 from vision.checks import check_options
 from vision.hyperparameters import GOYAL_MILESTONES
+from vision.models import INITS
+from vision.option_presets import PRESETS, describe_preset, preset_flags
 from vision.subset import fraction
 
 DATASETS = ("imagenet", "cifar10")
 SCHEDULERS = ("multisteplr", "cosineannealinglr")
 # What --codistill-settings may say of a single model; the rest is the job's: data, length, files.
 OWN_OPTIONS = (
-    "model seed lr lr_scheduler lr_milestones lr_gamma lr_min lr_warmup_epochs lr_warmup_decay momentum "
-    "weight_decay norm_weight_decay label_smoothing"
+    "model init seed lr lr_scaling lr_scheduler lr_milestones lr_gamma lr_min lr_warmup_epochs lr_warmup_decay "
+    "momentum weight_decay norm_weight_decay label_smoothing"
 ).split()
 
 EPILOG = """
-Learning rate: --lr is the rate after the warm-up, as it is used. Goyal et al. set it to
-0.1 * (images in a batch of one model) / 256, with --lr-warmup-epochs 5 from 0.1 when that is more
-than 0.1; one model's batch is --batch-size times the ranks of that model.
+Learning rate: --lr is the rate after the warm-up, as it is used. With --lr-scaling linear it is that of
+256 images: the rate is --lr * batch / 256, and above 256 images the warm-up begins at --lr. The batch is one
+model's: --batch-size times --accumulate times the ranks of that model.
 """
 
 
@@ -56,11 +58,13 @@ class Options:
 
     Attributes:
         args: of the job; ``models``: of each model, by index.
+        preset: what --preset has set, for the user to see; empty without one.
     """
 
     args: argparse.Namespace
     models: list[argparse.Namespace]
     config: CodistillConfig
+    preset: str
 
 
 def parse_options(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> Options:
@@ -76,13 +80,16 @@ def parse_options(parser: argparse.ArgumentParser, argv: Sequence[str] | None = 
         models = [_parse_one(parser, [*argv, *to_flags(options)]) for options in settings]
     except ValueError as error:
         parser.error(str(error))
-    return Options(args, models, config)
+    preset = describe_preset(args.preset, _given(argv)) if args.preset else ""
+    return Options(args, models, config, preset)
 
 
 def _parse_one(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    args = parser.parse_args(argv)
+    args, given = parser.parse_args(argv), _given(argv)
+    if args.preset:
+        args = parser.parse_args([*preset_flags(args.preset, given), *argv])
     try:
-        check_options(args, _given(argv))
+        check_options(args, given)
     except ValueError as error:
         parser.error(str(error))
     if args.workers is None:
@@ -175,9 +182,31 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "resnet56, resnet110 (He et al. 2016, section 4.2), resnet8_stride2, resnet14_stride2 (default: "
         "resnet50)",
     )
+    group.add_argument(
+        "--init",
+        choices=INITS,
+        default="goyal",
+        help="initial values of torchvision's ResNets: goyal, the last gamma of each block 0 and the classifier from "
+        "N(0, 0.01), or torchvision's own (default: goyal)",
+    )
     group.add_argument("--device", default="auto", help="auto (default: CUDA if there is one), cuda or cpu")
     group.add_argument("--amp", action="store_true", help="autocast: 16-bit forward passes where safe")
-    group.add_argument("--amp-dtype", choices=("bfloat16",), default="bfloat16", help="default: bfloat16")
+    group.add_argument(
+        "--amp-dtype",
+        choices=("bfloat16", "float16"),
+        default="bfloat16",
+        help="float16 has a gradient scaler (default: bfloat16)",
+    )
+    group.add_argument("--compile", action="store_true", help="train through torch.compile")
+    group.add_argument(
+        "--sync-bn", action="store_true", help="BatchNorm over the mini-batches of all ranks of a model (GPUs)"
+    )
+    group.add_argument(
+        "--ema-decay",
+        type=float,
+        metavar="DECAY",
+        help="validate a moving average of the weights too, which keeps so much of itself at each update",
+    )
     group.add_argument("--channels-last", action="store_true", help="store pictures as NHWC")
 
 
@@ -222,6 +251,12 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--max-updates", type=int, help="stop after so many updates, wherever the epoch is")
     group.add_argument("--lr", type=float, default=0.1, help="rate after the warm-up (default: 0.1)")
+    group.add_argument(
+        "--lr-scaling",
+        choices=("none", "linear"),
+        default="none",
+        help="linear: --lr is that of 256 images, see below (default: none)",
+    )
     group.add_argument("--lr-scheduler", choices=SCHEDULERS, default="multisteplr", help="default: multisteplr")
     group.add_argument(
         "--lr-milestones",
@@ -244,6 +279,9 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
+    group.add_argument(
+        "--preset", choices=tuple(PRESETS), help="set many options at once and print them; a flag beside it wins"
+    )
     group.add_argument("--output-dir", type=Path, default=Path("runs/vision"), help="default: runs/vision")
     group.add_argument(
         "--resume",

@@ -8,17 +8,20 @@ from collections import Counter
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from codistill_ext.diagnostics import distance
+from codistill_ext.exchange.wire.whole_files import put_in_place
 from codistill_ext.groups import ModelGroups
 from codistill_ext.job.runlog import RunLog
 from codistill_ext.loss import CodistillTerm
 from codistill_ext.parallel import CodistillParallel
+from vision import checkpointing
 from vision.averages import Averages
 from vision.budget import Budget
 from vision.device import Place
-from vision.evaluate import evaluate_here
+from vision.evaluate import evaluate, evaluate_here
 
 _AVERAGES = ("loss", "codistill_loss", "divergence", "top1")
 
@@ -40,8 +43,9 @@ class Report:
         valid_loader: Any,
         budget: Budget,
         print_freq: int,
+        ema: AveragedModel | None,
     ) -> None:
-        self.model, self.groups, self.place, self.log = model, groups, place, log
+        self.model, self.groups, self.place, self.log, self.ema = model, groups, place, log, ema
         self.valid_loader, self.budget, self.print_freq = valid_loader, budget, print_freq
         # New weights come from the model's seed, so a resumed run has the same ones here.
         self._initial = _weights(model.plain) if groups.is_lead else {}
@@ -71,7 +75,8 @@ class Report:
             keep: the record goes into the history and the next one begins; else the run is only interrupted here.
         """
         train = self._since_validation.means(self.groups)
-        valid = evaluate_here(self.model.plain, self.valid_loader, self.groups, self.place)
+        valid = self._evaluate()
+        self._save_weights(valid)
         state = self._distance() | self._bytes() | {"images": self.budget.images(update)}
         seconds = time.perf_counter() - self._validated_at
         names = {"valid_loss": "valid/loss"}
@@ -86,6 +91,24 @@ class Report:
             self.history.append(where | trained | valid | settings | state | ages)
             self._since_validation.restart()
         self._validated_at = time.perf_counter()
+
+    def _evaluate(self) -> dict[str, float]:
+        valid = evaluate_here(self.model.plain, self.valid_loader, self.groups, self.place)
+        if self.ema is None:
+            return valid
+        average = evaluate(self.ema.module, self.valid_loader, self.groups, self.place)
+        return valid | {f"ema_{name}": value for name, value in average.items()}
+
+    def _save_weights(self, valid: dict[str, float]) -> None:
+        """Bare weights, for any program: the last ones, and the best ones by top-1, the first of equals."""
+        if not self.groups.is_lead:
+            return
+        modules = {"": self.model.plain} if self.ema is None else {"": self.model.plain, "ema_": self.ema.module}
+        for prefix, module in modules.items():
+            last = self.log.model_dir / f"{prefix}last.pt"
+            checkpointing.save_weights(last, module)
+            if valid[f"{prefix}top1"] > max((record[f"{prefix}top1"] for record in self.history), default=-1.0):
+                put_in_place(last, last.with_name(f"{prefix}best.pt"))
 
     def _distance(self) -> dict[str, float]:
         """How far the weights have come from where they began (Euclidean, parameters alone), on the lead."""

@@ -20,6 +20,7 @@ from vision.device import Place, set_algorithms, start_process_group
 from vision.evaluate import evaluate_together, validation_loader
 from vision.models import build_model
 from vision.options import Options, plain_options
+from vision.preemption import exit_code
 from vision.trainer import Trainer
 
 
@@ -40,8 +41,8 @@ class Setting:
     saved: dict[str, Any] | None
 
 
-def prepare(options: Options) -> Callable[[], None]:
-    """Get everything ready and return what then runs. All ranks of the job must call it.
+def prepare(options: Options) -> Callable[[], int]:
+    """Get everything ready and return what then runs, and returns the program's status. All ranks must call it.
 
     Raises:
         ValueError: the user's input is wrong: what was expected, what came, what to change.
@@ -56,6 +57,8 @@ def prepare(options: Options) -> Callable[[], None]:
     if not args.test_only:
         take_possession(model_directory(args.output_dir, groups.model_index), groups)
     saved = _load_saved(args, groups)
+    if options.preset and groups.rank == 0:
+        print(options.preset, flush=True)
     setting = Setting(
         args=args, seed=options.args.seed, config=config, place=place, data=data, groups=groups, saved=saved
     )
@@ -85,7 +88,7 @@ def _refuse_to_overwrite(args: argparse.Namespace, groups: ModelGroups) -> None:
         )
 
 
-def _prepare_test(setting: Setting) -> Callable[[], None]:
+def _prepare_test(setting: Setting) -> Callable[[], int]:
     args, data, groups, place = setting.args, setting.data, setting.groups, setting.place
     assert setting.saved is not None
     now = checkpointing.identity(args, data)
@@ -95,15 +98,16 @@ def _prepare_test(setting: Setting) -> Callable[[], None]:
     module = place.put_module(module)
     loader = validation_loader(data.valid, groups, place, batch_size=args.batch_size, workers=args.workers)
 
-    def test() -> None:
+    def test() -> int:
         summary = evaluate_together(module, loader, groups, place)
         if groups.rank == 0:
             print_summary(summary)
+        return 0
 
     return test
 
 
-def _prepare_training(setting: Setting) -> Callable[[], None]:
+def _prepare_training(setting: Setting) -> Callable[[], int]:
     log = RunLog(setting.args.output_dir, setting.groups)
     trainer = Trainer(
         args=setting.args,
@@ -117,17 +121,21 @@ def _prepare_training(setting: Setting) -> Callable[[], None]:
     if setting.saved is not None:
         trainer.restore(setting.saved)
 
-    def train() -> None:
+    def train() -> int:
         log.write_config(plain_options(setting.args) | {"work": trainer.budget.to_dict()})
         if setting.groups.rank == 0:
-            print(trainer.budget, flush=True)
+            print(f"{trainer.budget}\n{trainer.hyper.rates}", flush=True)
         trainer.train()
+        if trainer.leaving:
+            log.close()
+            return exit_code(trainer.leaving)
         trainer.model.close()
         summary = _summarise(setting, trainer)
         log.write_summary(summary)
         log.close()
         if setting.groups.rank == 0:
             print_summary(summary)
+        return 0
 
     return train
 
@@ -158,7 +166,10 @@ def _of_history(history: list[dict[str, float]]) -> dict[str, Any]:
     """Goyal et al. quote the median of the last five epochs (here validations), not moved by the last one's luck."""
     if not history:
         return {"history": []}
-    return {"median_top1": statistics.median(epoch["top1"] for epoch in history[-5:]), "history": history}
+    tops = [name for name in ("top1", "ema_top1") if name in history[-1]]
+    figures = {f"best_{name}": max(record[name] for record in history) for name in tops}
+    figures |= {name: value for name, value in history[-1].items() if name.startswith("ema_")}
+    return figures | {"median_top1": statistics.median(record["top1"] for record in history[-5:]), "history": history}
 
 
 def print_summary(summary: dict[str, Any]) -> None:

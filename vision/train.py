@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from codistill_ext.job.failures import command, mistakes
@@ -18,9 +19,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_options(build_parser(), argv)
     with mistakes():  # a later ValueError is ours, and shows where it comes from
         run = prepare(options)
-    run()
+    status = run()
     # Not after an error: NCCL would wait here for ranks that wait for this one, before anybody sees the message.
     stop_process_group()
+    if status:
+        sys.exit(status)
 
 
 if __name__ == "__main__":

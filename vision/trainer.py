@@ -24,13 +24,16 @@ from vision import checkpointing
 from vision.budget import Budget
 from vision.datasets import Data, KeySampler
 from vision.device import Place
+from vision.ema import build_ema
 from vision.evaluate import validation_loader
 from vision.hyperparameters import HyperParameters, lr_decays
 from vision.models import build_described, build_model, describe_model
 from vision.optim import build_optimizer
+from vision.preemption import Preemption, ignore_signals
 from vision.report import Report
 from vision.step import Step
 from vision.subset import describe_samples, training_samples
+from vision.sync_bn import check_sync_bn, with_sync_bn
 
 
 @dataclass
@@ -48,6 +51,9 @@ class Trainer:
     Args:
         config: the options of the method; ``args``: this model's others; ``seed``: of the job.
         log: where figures go.
+
+    Attributes:
+        leaving: the signal that the run has saved for and leaves, or 0.
     """
 
     def __init__(
@@ -65,12 +71,12 @@ class Trainer:
         # A model's own seed is of its weights and dropout; the data's is the job's.
         own_seed = model_seed(seed, groups.model_index) if args.seed == seed else args.seed
         torch.manual_seed(own_seed)
-        module = build_model(args.model, num_classes=data.num_classes, image_sizes=data.image_sizes)
+        module = self._build_module()
         self.sampler = self._build_sampler(config, seed)
         self.budget = Budget.of(args, groups, self.sampler)
         horizon = self.budget.horizon(lr_decays(args, self.budget.horizon()))
-        self.model = self._wrap(place.put_module(module), config, horizon)
-        self.optimizer = build_optimizer(self.model.plain, momentum=args.momentum)
+        self.model = self._wrap(module, config, horizon)
+        ema = build_ema(self.model.plain, args.ema_decay)
         self.train_loader = self._build_train_loader()
         self.valid_loader = validation_loader(
             data.valid, groups, place, batch_size=args.batch_size, workers=args.workers
@@ -84,8 +90,13 @@ class Trainer:
             valid_loader=self.valid_loader,
             budget=self.budget,
             print_freq=args.print_freq,
+            ema=ema,
         )
-        self.step = Step(self.model, self.optimizer, HyperParameters.of(args, horizon), place, self.report)
+        optimizer = build_optimizer(self.model.plain, momentum=args.momentum)
+        self.hyper = HyperParameters.of(args, horizon, self.budget.batch)
+        self.step = Step(self.model, optimizer, self.hyper, place, self.report, ema)
+        self.preemption = Preemption(groups, timeout_s=config.timeout)
+        self.leaving = 0
         self.progress = Progress()
         self._settings: dict[str, float] = {}
         self._start = time.perf_counter()
@@ -93,9 +104,17 @@ class Trainer:
         # Ranks of a model must not drop the same units.
         torch.manual_seed(sample_seed(own_seed, 0, groups.data_rank))
 
+    def _build_module(self) -> nn.Module:
+        args, data = self.args, self.data
+        if args.sync_bn:
+            check_sync_bn(self.groups, self.place.device)
+        module = build_model(args.model, num_classes=data.num_classes, image_sizes=data.image_sizes, init=args.init)
+        module = self.place.put_module(module)
+        return with_sync_bn(module, self.groups) if args.sync_bn else module
+
     def _wrap(self, module: nn.Module, config: CodistillConfig, horizon: Horizon) -> CodistillParallel:
         place, classes = self.place, self.data.num_classes
-        return CodistillParallel(
+        model = CodistillParallel(
             module,
             self.groups,
             config,
@@ -103,6 +122,9 @@ class Trainer:
             build_peer=lambda peer: place.put_module(build_described(peer, num_classes=classes)),
             horizon=horizon,
         )
+        if self.args.compile:
+            model.module.compile()  # in place: names in states and copies for teachers stay as they are
+        return model
 
     def _build_sampler(self, config: CodistillConfig, seed: int) -> CodistillSampler:
         """An epoch is as long as the full data whatever a model has of it, and so are schedules and the number of
@@ -120,6 +142,7 @@ class Trainer:
             num_workers=self.args.workers,
             persistent_workers=self.args.workers > 0,
             pin_memory=self.place.pin_memory,
+            worker_init_fn=ignore_signals,
             generator=torch.Generator(),  # or it would draw from the state that dropout uses
         )
 
@@ -141,8 +164,10 @@ class Trainer:
     def train(self) -> None:
         if self.groups.is_lead and len(self.sampler.samples) < len(self.data.train):
             print(describe_samples(self.sampler, len(self.data.train), self.groups.model_index), flush=True)
-        while not self.done:
-            self._train_epoch()
+        with self.preemption.listening():
+            while not (self.done or self.leaving):
+                self._train_epoch()
+        self.preemption.close()
 
     def _train_epoch(self) -> None:
         """The rest of the current epoch, or as much of it as the run still has."""
@@ -158,7 +183,7 @@ class Trainer:
             progress.batch += 1
             if progress.batch % self.args.accumulate == 0 or progress.batch == self.batches_an_epoch:
                 self._finish_update()
-                if self.done:
+                if self.done or self.leaving:
                     return
 
     def _train_batch(self, images: Tensor, labels: Tensor) -> None:
@@ -185,8 +210,10 @@ class Trainer:
         at_epoch = progress.batch == 0 and progress.epoch % self.args.eval_every == 0
         if at_epoch or self.done:
             self.report.validate(progress.update, self._settings, keep=at_epoch or self.complete)
+        if not self.done:
+            self.leaving = self.preemption.agreed(progress.update)
         every = self.args.save_every_updates
-        if at_epoch or self.done or (every is not None and progress.update % every == 0):
+        if at_epoch or self.done or self.leaving or (every is not None and progress.update % every == 0):
             self.save()
 
     def save(self) -> None:
@@ -197,7 +224,7 @@ class Trainer:
             "progress": asdict(self.progress),
             "seconds": self.seconds,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **self.step.state_dict(),
             "codistill": self.model.codistill_state_dict(),
             **self.report.state_dict(),
         }
@@ -209,7 +236,7 @@ class Trainer:
         now = checkpointing.identity(self.args, self.data)
         checkpointing.check_identity(state["identity"], now, test_only=False)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.step.load_state_dict(state)
         self.model.load_codistill_state_dict(state["codistill"])
         self.progress = Progress(**state["progress"])
         self.report.load_state_dict(state)

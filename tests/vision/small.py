@@ -39,11 +39,11 @@ def small_cifar10(root: Path | None = None) -> dict[str, Tensor]:
     }
 
 
-def run(argv: Sequence[str]) -> None:
-    """What ``vision.train`` does, without starting a process group, on small data."""
+def run(argv: Sequence[str]) -> int:
+    """What ``vision.train`` does, without starting a process group, on small data; the program's status."""
     options = parse_options(build_parser(), argv)
     with mock.patch.object(datasets, "load_cifar10", small_cifar10):
-        prepare(options)()
+        return prepare(options)()
 
 
 def run_rank(rank: int, *argvs: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ def planned(models: int, ranks: int, *options: str, images: int = IMAGES) -> tup
 
 
 def hyper(args: argparse.Namespace, budget: Budget) -> HyperParameters:
-    return HyperParameters.of(args, budget.horizon(lr_decays(args, budget.horizon())))
+    return HyperParameters.of(args, budget.horizon(lr_decays(args, budget.horizon())), budget.batch)
 
 
 def test_the_talks_table() -> None:
@@ -76,6 +76,30 @@ def test_the_same_places_for_all_reduce() -> None:
     args, budget = planned(1, 16, *WARM, *ADJUSTED, "--lr-milestones", "18of45", "38of45", "44of45")
     assert lr_decays(args, budget.horizon()) == tuple(2503 * epoch for epoch in (36, 76, 88))
     assert hyper(args, budget).weight_decay(2503 * 36) == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("ranks", "base", "start", "warmup"),
+    [(8, 0.1, 0.1, 0), (16, 0.2, 0.1, 5), (256, 3.2, 0.1, 5), (4, 0.05, 0.1, 0)],
+)
+def test_the_learning_rate_of_goyal(ranks: int, base: float, start: float, warmup: float) -> None:
+    """0.1 kn / 256, from 0.1 over 5 epochs where kn > 256 (sections 2.1, 2.2, 5.1)."""
+    args, budget = planned(1, ranks, "--preset", "goyal")
+    assert budget.batch == 32 * ranks
+    at = hyper(args, budget)
+    assert (at.rates.base, at.rates.warmup_start, at.rates.warmup_epochs) == (pytest.approx(base), start, warmup)
+    assert at.lr(0) == pytest.approx(start if warmup else base)
+    lrs = [at.lr(epoch * budget.updates_an_epoch) for epoch in (2.5, 5, 29.99, 30, 60, 80)]
+    middle = (start + base) / 2 if warmup else base
+    assert lrs == pytest.approx([middle, base, base, base / 10, base / 100, base / 1000])
+
+
+def test_accumulated_mini_batches_are_one_batch() -> None:
+    _, whole = planned(1, 8, "-b", "64")
+    args, parts = planned(1, 8, "-b", "32", "--accumulate", "2", "--preset", "goyal")
+    assert (parts.batch, parts.updates, parts.updates_an_epoch) == (512, whole.updates, whole.updates_an_epoch)
+    assert parts.images(parts.updates) == whole.images(whole.updates)
+    assert hyper(args, parts).rates.base == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(("epochs", "updates"), [("45", 113), ("44", 110), ("0.1", 1), ("2.6", 7)])

@@ -5,6 +5,7 @@ import pytest
 from codistill_ext.schedules import Horizon
 from vision.cifar_resnet import CIFAR_MODELS
 from vision.hyperparameters import HyperParameters
+from vision.models import build_model
 from vision.optim import build_optimizer
 from vision.options import build_parser, parse_options, plain_options
 
@@ -32,6 +33,12 @@ MISTAKES = [
     ),
     ([*CIFAR, "--lr-milestones", "2weeks"], "argument --lr-milestones: a place is written 18ep, 2000up, 50% or 18of45"),
     ([*CIFAR, "--budget", "equal"], "argument --budget: invalid choice: 'equal'"),
+    ([*CIFAR, "--ema-decay", "1"], "--ema-decay must be between 0 and 1, both excluded"),
+    ([*CIFAR, "--init", "goyal"], "--init has no effect with --model resnet20"),
+    (
+        [*FOLDER, "--lr-scaling", "linear", "--lr-warmup-epochs", "5", "--lr-warmup-decay", "0.5"],
+        "--lr-warmup-decay has no effect with --lr-scaling linear",
+    ),
     ([*CIFAR, "--eval-every", "0"], "--eval-every must be at least 1"),
     ([*CIFAR, "--epochs", "9", "--lr-milestones", "5", "9"], "--lr-milestones 9ep has no effect in 9 epochs"),
     ([*CIFAR, "--lr-min", "0.01"], "--lr-min has no effect with --lr-scheduler multisteplr"),
@@ -72,11 +79,30 @@ def test_defaults_are_goyals() -> None:
     assert config.models == 1
 
 
+def test_a_preset_says_what_it_sets_and_a_flag_beside_it_wins() -> None:
+    options = parse_options(build_parser(), [*FOLDER, "--epochs", "45", "--preset", "goyal", "--wd", "1e-5"])
+    args = plain_options(options.args)
+    assert options.preset == (
+        "preset goyal: --batch-size 32 --train-crop-size 224 --val-resize-size 256 --val-crop-size 224 --init goyal "
+        "--momentum 0.9 --norm-weight-decay 0 --label-smoothing 0 --lr 0.1 --lr-scaling linear --lr-scheduler multisteplr "
+        "--lr-milestones 30 60 80 --lr-gamma 0.1 --lr-warmup-epochs 5"
+    )
+    assert (args["epochs"], args["weight_decay"], args["lr_scaling"], args["lr_warmup_epochs"]) == (45, 1e-5, "linear", 5)
+    cosine = parse_options(build_parser(), [*FOLDER, "--preset", "goyal", "--lr-scheduler", "cosineannealinglr"])
+    assert cosine.args.lr_scheduler == "cosineannealinglr" and "multisteplr" not in cosine.preset
+
+
+def test_initial_values_of_torchvision_or_of_goyal() -> None:
+    for init, gamma in (("goyal", 0), ("torchvision", 1)):
+        model = build_model("resnet18", num_classes=10, image_sizes=[32], init=init)
+        assert model.layer1[0].bn2.weight.unique().tolist() == [gamma]
+
+
 def test_norms_have_a_weight_decay_of_their_own() -> None:
     model = CIFAR_MODELS["resnet20"](10)
     optimizer = build_optimizer(model, momentum=0.9)
     args = parse_options(build_parser(), FOLDER).args
-    HyperParameters.of(args, Horizon(updates=90, updates_an_epoch=1)).set(optimizer, 0)
+    HyperParameters.of(args, Horizon(updates=90, updates_an_epoch=1), batch=256).set(optimizer, 0)
     others, norms = optimizer.param_groups
     assert (others["weight_decay"], norms["weight_decay"]) == (1e-4, 0.0)
     assert len(norms["params"]) == 2 * 19

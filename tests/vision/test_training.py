@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
 from tests.commands import run as run_command
 from tests.commands import torchrun
@@ -140,6 +141,9 @@ def test_torchrun_on_an_image_folder(tmp_path: Path) -> None:
     assert "ensemble  top-1" in run_command(command)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert [m["top5"] for m in summary["models"]] == [100, 100]  # two classes
+    for model, name in [(0, "last"), (1, "best")]:  # any program loads them
+        weights = torch.load(tmp_path / f"run/model{model}/{name}.pt", weights_only=True)
+        torchvision.models.resnet18(num_classes=2).load_state_dict(weights)
 
 
 def test_a_mistake_ends_the_program_with_its_message(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,152 @@
+"""A run that is told to leave saves, leaves, and goes on to the same bits, with every option that has a state."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from codistill_ext import CodistillConfig, ModelGroups
+from codistill_ext.job.storage import load_checkpoint
+from tests.ranks import run_ranks
+from tests.states import assert_same
+from tests.vision.small import PLAIN, final_state, run
+from vision import preemption
+from vision.device import Place
+from vision.preemption import Preemption, exit_code, ignore_signals
+from vision.trainer import Trainer
+
+# 3 updates of 2 mini-batches an epoch, the last of one; 9 in all.
+EVERY = ["--accumulate", "2", "--amp", "--amp-dtype", "float16", "--ema-decay", "0.8", "--eval-every", "2"]
+EVERY += ["--lr-scheduler", "multisteplr", "--lr-milestones", "1", "7up", "--weight-decay", "1e-2,1e-3,0"]
+EVERY += ["--label-smoothing", "0.2~0@8up", "--codistill-alpha", "0~1@50%"]
+UPDATES = 9
+CHECKPOINTS = ["--codistill-exchange", "checkpoints", "--codistill-period", "3", "--codistill-lag", "2"]
+
+
+class _Scaler(torch.amp.GradScaler):
+    """Gradients overflow above a scale of 2**8."""
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.get_scale() > 2**8:
+            optimizer.param_groups[0]["params"][0].grad.fill_(torch.inf)
+        super().step(optimizer)
+
+
+@contextlib.contextmanager
+def _in_float16(init_scale: float = 2.0**8) -> Iterator[None]:
+    """A scaler, but a forward pass in float32: convolutions in float16 take seconds on a CPU."""
+    with (
+        mock.patch.object(Place, "autocast", lambda _: contextlib.nullcontext()),
+        mock.patch.object(Place, "scaler", lambda _: _Scaler("cpu", init_scale=init_scale)),
+    ):
+        yield
+
+
+def _signal_at(update: int, number: int) -> mock._patch:
+    """This process gets a signal while it makes an update."""
+    original = Trainer._train_batch
+
+    def train_batch(self: Trainer, images: Tensor, labels: Tensor) -> None:
+        if self.progress.update == update and self.progress.batch % 2 == 0:
+            os.kill(os.getpid(), number)
+        original(self, images, labels)
+
+    return mock.patch.object(Trainer, "_train_batch", train_batch)
+
+
+@_in_float16()
+def test_one_model_leaves_at_once_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    assert run([*PLAIN, *EVERY, "--output-dir", str(tmp_path / "whole")]) == 0
+    options = [*PLAIN, *EVERY, "--resume", "auto", "--output-dir", str(tmp_path / "left")]
+    for update, number, status in [(1, signal.SIGTERM, 143), (4, signal.SIGUSR1, 0), (5, signal.SIGTERM, 143)]:
+        with _signal_at(update, number):
+            assert run(options) == status
+        assert load_checkpoint(tmp_path / "left/model0/checkpoint.pt")["update"] == update + 1
+        assert not (tmp_path / "left/summary.json").exists()
+    assert run(options) == 0
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "after the run the signals are as before"
+    whole = final_state(tmp_path / "whole")
+    assert whole["update"] == UPDATES and whole["ema"] is not None and whole["scaler"]["scale"] > 0
+    assert_same(whole, final_state(tmp_path / "left"))
+
+
+def _left_and_resumed(rank: int, whole: list[str], left: list[str]) -> list[int]:
+    """Model 1 alone is told to leave, twice. Its first two steps overflow."""
+    with mock.patch.object(preemption, "VOTE_EVERY", 2), _in_float16(2.0 ** (10 if rank == 1 else 8)):
+        states = [run(whole)]
+        for update in (1, 6):
+            dist.barrier()
+            with _signal_at(update if rank == 1 else -1, signal.SIGTERM):
+                states.append(run(left))
+            states.append(load_checkpoint(Path(left[-1]) / f"model{rank}/checkpoint.pt")["update"])
+        dist.barrier()
+        return [*states, run(left)]
+
+
+@pytest.mark.parametrize("extra", [[], CHECKPOINTS], ids=["predictions", "checkpoints"])
+def test_all_models_leave_at_the_same_update_and_overflows_of_one_are_its_own(
+    extra: list[str], tmp_path: Path
+) -> None:
+    options = [*PLAIN, *EVERY, *extra, "--codistill-models", "2", "--resume", "auto", "--output-dir"]
+    states = run_ranks(2, _left_and_resumed, [*options, str(tmp_path / "whole")], [*options, str(tmp_path / "left")])
+    assert states[0] == states[1]
+    assert states[0] == [0, 143, 4, 0, UPDATES, 0], "of two votes, at updates 2 and 4; the second comes too late"
+    for model in (0, 1):
+        whole = final_state(tmp_path / "whole", model)
+        assert_same(whole, final_state(tmp_path / "left", model))
+        assert whole["codistill"]["updates"] == UPDATES, "a skipped step counts"
+        assert whole["codistill"]["exchange"]["round"] == (3 if extra else 15), "weights thrice, or each mini-batch"
+        assert whole["scaler"]["scale"] == 2**8
+
+
+def test_with_weight_0_it_is_the_plain_run(tmp_path: Path) -> None:
+    options = [*PLAIN, *EVERY, "--output-dir"]
+    with _in_float16():
+        run([*options, str(tmp_path / "plain")])
+    run_ranks(2, _run, [*options, str(tmp_path / "zero"), "--codistill-models", "2", "--codistill-alpha", "0"])
+    plain, zero = final_state(tmp_path / "plain"), final_state(tmp_path / "zero")
+    for key in ("model", "optimizer", "scaler", "ema", "random"):
+        assert_same(plain[key], zero[key], key)
+
+
+def _run(rank: int, argv: list[str]) -> None:
+    with _in_float16():
+        run(argv)
+
+
+def _votes(rank: int) -> list[int]:
+    """What each rank is told after each update; rank 1 gets the gentle signal, then rank 2 the urgent one."""
+    listener = Preemption(ModelGroups.create(CodistillConfig()), timeout_s=60.0)
+    told = []
+    with listener.listening():
+        for update in range(1, 51):
+            if (rank, update) == (1, 12):
+                os.kill(os.getpid(), signal.SIGUSR1)
+            if (rank, update) == (2, 15):
+                os.kill(os.getpid(), signal.SIGTERM)
+            told.append(listener.agreed(update))
+            if told[-1]:
+                break
+    listener.close()
+    return told
+
+
+def test_the_ranks_hear_of_a_signal_at_the_same_update() -> None:
+    assert run_ranks(3, _votes) == [[0] * 29 + [signal.SIGTERM]] * 3
+    assert (exit_code(signal.SIGTERM), exit_code(signal.SIGUSR1)) == (143, 0)
+
+
+def test_loading_processes_outlive_the_signal() -> None:
+    batches = iter(DataLoader(range(40), num_workers=1, prefetch_factor=2, worker_init_fn=ignore_signals))
+    seen = [next(batches).item()]
+    for number in preemption.SIGNALS:
+        os.kill(batches._workers[0].pid, number)
+    assert seen + [batch.item() for batch in batches] == list(range(40))

@@ -1,0 +1,45 @@
+"""Options by the dozen: ``--preset NAME`` sets them, and a flag beside it wins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# As they are typed. Goyal et al., sections 2.2 and 5.1: linear scaling of 0.1 for 256 images, above them a warm-up
+# from 0.1; 32 images a worker; the last gamma 0, the classifier from N(0, 0.01); no decay of BatchNorm's parameters.
+PRESETS: Mapping[str, Mapping[str, str]] = {
+    "goyal": {
+        "batch-size": "32",
+        "train-crop-size": "224",
+        "val-resize-size": "256",
+        "val-crop-size": "224",
+        "init": "goyal",
+        "momentum": "0.9",
+        "weight-decay": "1e-4",
+        "norm-weight-decay": "0",
+        "label-smoothing": "0",
+        "epochs": "90",
+        "lr": "0.1",
+        "lr-scaling": "linear",
+        "lr-scheduler": "multisteplr",
+        "lr-milestones": "30 60 80",
+        "lr-gamma": "0.1",
+        "lr-warmup-epochs": "5",
+    }
+}
+
+
+def describe_preset(name: str, given: set[str]) -> str:
+    """What a preset sets, without the options that the command line has ``given`` itself."""
+    values = [
+        f"--{option} {value}" for option, value in PRESETS[name].items() if option.replace("-", "_") not in given
+    ]
+    return f"preset {name}: {' '.join(values)}"
+
+
+def preset_flags(name: str, given: set[str]) -> list[str]:
+    """Of a preset's options those that the command line does not set, as flags."""
+    flags: list[str] = []
+    for option, value in PRESETS[name].items():
+        if option.replace("-", "_") not in given:
+            flags += [f"--{option}", *value.split()]
+    return flags

@@ -1,0 +1,86 @@
+"""SIGTERM and SIGUSR1: save at an update that all ranks of all models agree on, and leave.
+
+A scheduler that takes a job away sends SIGTERM some time before SIGKILL (SLURM: GraceTime); ``--signal=USR1@120``
+asks it for SIGUSR1 so long before the time limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from codistill_ext.groups import ModelGroups
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+VOTE_EVERY = 10
+
+
+class Preemption:
+    """Notices a signal on any rank, and lets all ranks of the job know it at the same update.
+
+    Every ``VOTE_EVERY`` updates the ranks begin a small reduction over gloo, and look at its result at the next such
+    update: it has crossed in the meantime, so nobody waits and no GPU is asked for anything. A job leaves at most two
+    such intervals after the signal. A single process leaves at once.
+    """
+
+    def __init__(self, groups: ModelGroups, *, timeout_s: float) -> None:
+        self._received = 0
+        self._vote: torch.Tensor | None = None
+        self._crossing: Any = None
+        timeout = datetime.timedelta(seconds=timeout_s)
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if groups.world_size > 1 else None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the signals in this process, until the end of the block."""
+        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        # SIGTERM is the more urgent one, also between ranks.
+        self._received = max(self._received, number)
+
+    def agreed(self, update: int) -> int:
+        """The signal to leave for, on all ranks alike, or 0. All ranks of the job must call it after each update."""
+        if self._group is None:
+            return self._received
+        if update % VOTE_EVERY:
+            return 0
+        signal_number = self._result()
+        if not signal_number:
+            self._vote = torch.tensor([self._received])
+            self._crossing = dist.all_reduce(self._vote, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return signal_number
+
+    def _result(self) -> int:
+        if self._crossing is None or self._vote is None:
+            return 0
+        self._crossing.wait()
+        self._crossing = None
+        return int(self._vote.item())
+
+    def close(self) -> None:
+        """Let the last reduction end. All ranks of the job must call it."""
+        self._result()
+
+
+def exit_code(signal_number: int) -> int:
+    """0 after SIGUSR1, a request that was fulfilled; 128 + 15 after SIGTERM, as shells report it."""
+    return 0 if signal_number == signal.SIGUSR1 else 128 + signal_number
+
+
+def ignore_signals(worker: int) -> None:
+    """For loading processes, to which schedulers send the signal as well: the batches before the save need them."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
