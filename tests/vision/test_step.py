@@ -160,9 +160,9 @@ def test_batch_statistics_are_shared_inside_a_model_alone() -> None:
     assert run_ranks(4, _synchronised) == [True] * 4
 
 
-def test_shared_batch_statistics_are_refused_where_they_cannot_be() -> None:
+def test_shared_batch_statistics_are_refused_where_they_cannot_be(tmp_path: Path) -> None:
     groups = ModelGroups.create(CodistillConfig())
     with pytest.raises(ValueError, match="--sync-bn needs GPUs"):
-        run([*PLAIN, "--sync-bn", "--output-dir", "nowhere"])
+        run([*PLAIN, "--sync-bn", "--output-dir", str(tmp_path)])
     with pytest.raises(ValueError, match="--sync-bn has no effect with one process a model"):
         check_sync_bn(groups, torch.device("cuda"))
