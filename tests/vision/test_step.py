@@ -21,10 +21,11 @@ from vision.ema import build_ema
 from vision.hyperparameters import HyperParameters, LearningRates
 from vision.models import build_model
 from vision.optim import build_optimizer
+from vision.options import build_parser, parse_options
 from vision.step import Step
 from vision.sync_bn import check_sync_bn, with_sync_bn
 
-CPU = Place(device=torch.device("cpu"), autocast_dtype=None, memory_format=torch.contiguous_format)
+CPU = Place.from_args(parse_options(build_parser(), PLAIN).args)
 LR, DECAY = 0.5, 0.75
 
 
