@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +17,14 @@ from typing import Any
 
 import torch
 
-from codistill_ext.job.storage import load_plain, no_plain_values
+from codistill_ext.job.storage import UNREADABLE, load_plain, unreadable
 
 NAME = "translation.safe_load"
 COMMANDS = ("generate", "interactive", "train", "validate")
 
 
-class UnsafeCheckpointError(ValueError):
-    """A checkpoint holds what could run code."""
+class UnreadableCheckpointError(ValueError):
+    """A checkpoint is damaged, or holds what could run code."""
 
 
 def missing_fairseq(error: ImportError) -> str:
@@ -54,7 +53,7 @@ def named_checkpoints() -> Iterator[None]:
     """A file that fairseq refuses to unpickle in here is named, and torch's advice to do so anyway is not repeated.
 
     Raises:
-        UnsafeCheckpointError: it holds more than tensors, plain values and records that are let in.
+        UnreadableCheckpointError: it holds more than tensors, plain values and records that are let in, or is damaged.
     """
     from fairseq import checkpoint_utils
 
@@ -63,8 +62,8 @@ def named_checkpoints() -> Iterator[None]:
     def load_named(path: str, *args: Any, **kwargs: Any) -> Any:
         try:
             return load(path, *args, **kwargs)
-        except pickle.UnpicklingError as error:
-            raise UnsafeCheckpointError(no_plain_values(Path(path))) from error
+        except UNREADABLE as error:
+            raise UnreadableCheckpointError(unreadable(Path(path), error)) from error
 
     checkpoint_utils.load_checkpoint_to_cpu = load_named
     try:
@@ -86,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with named_checkpoints():
             cli.cli_main()
-    except UnsafeCheckpointError as error:
+    except UnreadableCheckpointError as error:
         sys.exit(f"{NAME}: {error}")
 
 

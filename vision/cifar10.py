@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import os
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from codistill_ext.exchange.wire.whole_files import write_atomically
+from codistill_ext.job.failures import Parser
 from vision.cifar10_sources import SOURCES, Source
 from vision.fetch_once import fetch_once
 from vision.retrying import Failure, FetchError, Pause, first_delivered
@@ -108,7 +108,7 @@ def _checked(source: Source, scratch: Path) -> dict[str, Tensor]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m vision.cifar10", description="Fetch CIFAR-10, or check that it is there, and say where."
     )
     parser.add_argument(

@@ -31,6 +31,7 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from codistill_ext.exchange.wire.whole_files import write_text
+from codistill_ext.job.failures import Parser
 from vision.packed import (
     INDEX,
     MANIFEST,
@@ -254,9 +255,7 @@ def _noting_labels(rows: Iterator[Row], labels: list[int]) -> Iterator[Row]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vision.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="vision.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="SRC", help="the tree; with --check a pack")
     parser.add_argument("dest", type=Path, metavar="DEST", nargs="?", help="the pack, which is not there yet")
     parser.add_argument("--resize-shorter", type=int, metavar="N", help="no side shorter than N (default: as they are)")

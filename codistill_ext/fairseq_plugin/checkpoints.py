@@ -22,7 +22,7 @@ from codistill_ext.exchange.wire.whole_files import put_in_place
 from codistill_ext.groups import ModelGroups
 from codistill_ext.job.failures import mistakes
 from codistill_ext.job.resume import Saved, agree, make_current
-from codistill_ext.job.storage import foreign_names, no_plain_values, save_checkpoint, writing
+from codistill_ext.job.storage import foreign_names, save_checkpoint, unreadable, writing
 
 STATE_KEY = "codistill"  # in a checkpoint's extra_state
 _DEFAULT_RESTORE_FILE = "checkpoint_last.pt"
@@ -188,7 +188,7 @@ def load_checkpoint(cfg: Any, trainer: Any, **options: Any) -> Any:
     return loaded
 
 
-def refused(path: Path) -> str:
+def refused(path: Path, error: Exception) -> str:
     """Why a checkpoint was not unpickled, and what to do."""
     if foreign_names(path) == ["argparse.Namespace"]:
         return (
@@ -196,7 +196,7 @@ def refused(path: Path) -> str:
             f"plain values: start with `python -m translation.safe_load train` in place of fairseq-train, which lets "
             f"that in"
         )
-    return no_plain_values(path)
+    return unreadable(path, error)
 
 
 _fairseq_load_checkpoint = checkpoint_utils.load_checkpoint

@@ -249,8 +249,8 @@ class CodistillTrainer(Trainer):
         """
         try:
             extra_state = super().load_checkpoint(filename, reset_optimizer, *args, **kwargs)
-        except pickle.UnpicklingError as error:
-            raise Mistake(refused(Path(filename))) from error
+        except (pickle.UnpicklingError, EOFError) as error:
+            raise Mistake(refused(Path(filename), error)) from error
         state = (extra_state or {}).get(STATE_KEY)
         if state is not None and not reset_optimizer:
             self.model.load_codistill_state_dict(state)

@@ -173,25 +173,33 @@ def load_plain(path: Path, map_location: str = "cpu", *, mmap: bool = False) -> 
     """Load tensors and plain values; code that the file brings along is not run.
 
     Raises:
-        ValueError: it holds something else; names what.
+        ValueError: it is damaged, or holds something else; names what.
     """
     try:
         return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        raise ValueError(no_plain_values(path)) from error
+    except UNREADABLE as error:
+        raise ValueError(unreadable(path, error)) from error
 
 
-def no_plain_values(path: Path) -> str:
-    """Why a file is not loaded, after torch has refused it."""
-    names = ", ".join(foreign_names(path)) or "a pickle of another kind"
-    return (
-        f"{path} is not a checkpoint of tensors and plain values: it holds {names}, which could run any code, and so "
-        f"nothing of it was loaded. Check that it is the right file, and where it comes from"
-    )
+UNREADABLE = (pickle.UnpicklingError, EOFError, RuntimeError)
+"""What ``torch.load`` raises for a file that it does not read, some with the advice to run what is in it."""
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    """Why a file was not loaded, in place of what torch says."""
+    names = foreign_names(path)
+    if names:
+        return (
+            f"{path} is not a checkpoint of tensors and plain values: it holds {', '.join(names)}, which could run any "
+            f"code, and so nothing of it was loaded. Check that it is the right file, and where it comes from"
+        )
+    if isinstance(error, RuntimeError):
+        return f"{path} is damaged, or no checkpoint ({str(error).splitlines()[0]}): take another one"
+    return f"{path} is not a checkpoint: it is no whole file of torch.save, and nothing of it was loaded"
 
 
 def foreign_names(path: Path) -> list[str]:
-    """The classes and functions that a file of ``torch.save`` would call; empty when it is none."""
+    """The classes and functions that a file of ``torch.save`` would call; empty when it is no such file."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # whatever reading a pickle without running it can raise

@@ -24,9 +24,9 @@ def _mounted(kind: str, path: Path, data: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def small(path: Path) -> Iterator[None]:
-    """A tmpfs of 2 MB."""
-    with _mounted("tmpfs", path, "size=2m"):
+def small(path: Path, megabytes: int = 2) -> Iterator[None]:
+    """A tmpfs."""
+    with _mounted("tmpfs", path, f"size={megabytes}m"):
         yield
 
 

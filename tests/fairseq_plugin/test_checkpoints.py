@@ -1,18 +1,22 @@
 """A model's checkpoint files as fairseq writes them, cut short anywhere, and when models have finished."""
 
+import argparse
+import pickle
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PosixPath
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
 
-from codistill_ext.fairseq_plugin.checkpoints import CheckpointFiles, at_updates_tried, has_finished
+from codistill_ext.fairseq_plugin.checkpoints import CheckpointFiles, at_updates_tried, has_finished, refused
 from codistill_ext.job.resume import Saved, belong_together, whole_checkpoints
-from codistill_ext.job.storage import load_whole
+from codistill_ext.job.storage import StorageError, load_whole
+from tests.exchange import filesystems
 from tests.faults.kills import every_cut_short
 
 
@@ -123,3 +127,23 @@ def test_what_has_finished_by_the_options_of_now(limits: dict[str, float], finis
     codistill = {"patience": {"num_runs": 3}, "lr": 5e-5}
     extra = {"codistill": codistill, "previous_training_time": 2000, "train_iterator": {"epoch": 3}}
     assert has_finished(10, extra, cfg) == finished
+
+
+def test_a_full_disk_leaves_fairseqs_last_checkpoint(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with filesystems.small(disk):
+        model = Model(disk)
+        model.save(2, cut=2)
+        with pytest.raises(StorageError, match=r"cannot write .*checkpoint_1_4\.pt: .* full \(4\.0 MB are needed"):
+            model.files.save({"x": torch.zeros(1_000_000)}, disk / "checkpoint_1_4.pt", 4)
+        assert [one.update for one in model.found()] == [2, 0]
+        assert sorted(path.name for path in disk.iterdir()) == [f"checkpoint_{n}.pt" for n in ("1_2", "best", "last")]
+
+
+def test_a_stock_checkpoint_is_told_from_a_planted_one(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"args": argparse.Namespace(arch="transformer")}, path)
+    assert "start with `python -m translation.safe_load train`" in refused(path, pickle.UnpicklingError())
+    torch.save({"args": argparse.Namespace(), "model": PosixPath("x")}, path)
+    assert "it holds argparse.Namespace, pathlib.PosixPath, which could run" in refused(path, pickle.UnpicklingError())

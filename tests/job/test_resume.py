@@ -69,6 +69,26 @@ def test_damaged_files_are_named_and_the_one_before_is_used(tmp_path: Path, capl
         agree(paths, describe, ALONE)
 
 
+def test_what_is_no_checkpoint_gives_way_like_what_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    paths = [path, previous_path(path)]
+    for update in (1, 2):
+        save_checkpoint({"update": update, "cut": update}, path)
+    torch.save({"update": 3, "cut": 3, "model": Planted()}, path)
+    assert agree(paths, describe, ALONE).update == 1
+    assert "it holds builtins.print, which could run any code" in caplog.text and capsys.readouterr().out == ""
+    torch.save([1, 2], paths[1])
+    with pytest.raises(ValueError, match=r"no whole checkpoint .*: not a checkpoint of this trainer \(TypeError"):
+        agree(paths, describe, ALONE)
+
+
+class Planted:
+    def __reduce__(self) -> tuple[object, ...]:
+        return print, ("this must not run",)
+
+
 def test_files_beside_that_belong_to_nobody_are_set_aside(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     save_checkpoint({"update": 5, "cut": 5}, path)

@@ -1,6 +1,7 @@
 """Runs: what they write, that weight 0 is plain training, and that stopping changes nothing."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 import torch
 import torchvision
 
+from codistill_ext.job.storage import StorageError
 from tests.commands import run as run_command
 from tests.commands import torchrun
+from tests.exchange import filesystems
 from tests.ranks import run_ranks
 from tests.states import assert_same, without
 from tests.vision.small import BATCHES_AN_EPOCH, PLAIN, final_state, run, run_rank, write_folders
@@ -162,3 +165,20 @@ def test_an_output_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ValueError, match="cannot write in .*file/model0 .*: choose another directory for the run"):
         run([*PLAIN, "--output-dir", str(tmp_path / "file")])
+
+
+def test_a_disk_that_fills_up_ends_the_run_and_keeps_its_checkpoint(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with filesystems.small(disk, megabytes=8):
+        options = [*PLAIN, "--resume", "auto", "--output-dir", str(disk), "--max-updates"]
+        run([*options, "1"])
+        before = (disk / "model0/checkpoint.pt").read_bytes()
+        with open(disk / "others", "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - 100_000)
+        with pytest.raises(StorageError, match=r"cannot write .*checkpoint\.pt: .* full \(.* and 0\.. MB are free"):
+            run([*options, "3"])
+        assert (disk / "model0/checkpoint.pt").read_bytes() == before
+        (disk / "others").unlink()
+        run([*options, "3"])
+        assert final_state(disk)["update"] == 3
