@@ -67,7 +67,7 @@ def whole_checkpoints(paths: Sequence[Path], describe: Describe) -> list[Saved]:
             check_whole(path)
             found.append(_described(path, describe))
         except ValueError as error:
-            problems.append(f"{path}: {error}")
+            problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     if not paths[1].exists():
         found.append(BEGINNING)
     if problems:

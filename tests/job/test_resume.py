@@ -78,7 +78,8 @@ def test_what_is_no_checkpoint_gives_way_like_what_is_damaged(
         save_checkpoint({"update": update, "cut": update}, path)
     torch.save({"update": 3, "cut": 3, "model": Planted()}, path)
     assert agree(paths, describe, ALONE).update == 1
-    assert "it holds builtins.print, which could run any code" in caplog.text and capsys.readouterr().out == ""
+    assert f"damaged checkpoint ({path} is not a checkpoint of tensors and plain values: it holds" in caplog.text
+    assert "builtins.print, which could run any code" in caplog.text and capsys.readouterr().out == ""
     torch.save([1, 2], paths[1])
     with pytest.raises(ValueError, match=r"no whole checkpoint .*: not a checkpoint of this trainer \(TypeError"):
         agree(paths, describe, ALONE)

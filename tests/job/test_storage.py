@@ -173,7 +173,7 @@ def test_a_full_disk_is_a_sentence_and_the_old_checkpoint_stays(
         save_checkpoint({"x": torch.zeros(300_000)}, path)
     message = str(error.value)
     assert message.startswith(f"cannot write {path}: the disk is full (1.2 MB are needed and ")
-    assert "MB are free there); the file of that name that was there stays, and is whole: make room" in message
+    assert "MB are free there); checkpoints that were saved before are whole: make room" in message
     monkeypatch.undo()
     assert load_checkpoint(path)["update"] == 1
     assert [each.name for each in tmp_path.iterdir()] == ["checkpoint.pt"]
