@@ -81,18 +81,14 @@ def _file_system_error(error: BaseException | None) -> OSError | None:
 
 
 def _cannot_write(path: Path, cause: OSError, size: Callable[[], int] | None) -> str:
+    stays = "checkpoints that were saved before are whole"
     if cause.errno not in _FULL:
-        return (
-            f"cannot write {path} ({cause}); checkpoints that were saved before are whole: mend that, and start again"
-        )
+        return f"cannot write {path} ({cause}); {stays}: mend that, and start again"
     needed = "" if size is None else f"{_megabytes(size())} are needed and "
     directory = next(parent for parent in path.absolute().parents if parent.exists())
     free = _megabytes(shutil.disk_usage(directory).free)
     why = "the disk is full" if cause.errno == errno.ENOSPC else "the disk quota is used up"
-    return (
-        f"cannot write {path}: {why} ({needed}{free} are free there); checkpoints that were saved before are whole: make "
-        f"room, and start again"
-    )
+    return f"cannot write {path}: {why} ({needed}{free} are free there); {stays}: make room, and start again"
 
 
 def _megabytes(size: int) -> str:
