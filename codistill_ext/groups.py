@@ -9,9 +9,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.distributed_c10d import set_timeout
 
 from codistill_ext.config import CodistillConfig
+
+try:
+    from torch.distributed.distributed_c10d import set_timeout
+except ImportError:  # its name before torch 2.14
+    from torch.distributed.distributed_c10d import _set_pg_timeout as set_timeout
 
 MODEL_DIM, DATA_DIM = "codistill", "dp_shard"
 # Dimensions along which ranks read the same batch, by the names of torchtitan and accelerate.
