@@ -12,7 +12,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 from codistill_ext import CodistillConfig, CodistillParallel, ModelGroups
 from codistill_ext.exchange import Batch
@@ -240,11 +240,13 @@ def _shards_otherwise(rank: int) -> None:
     def by_columns(module: nn.Module, groups: ModelGroups) -> nn.Module:
         if groups.model_index == 0:
             return shard(module, groups)
-        return fully_shard(module, mesh=groups.model_mesh, ignored_params={module.last.bias})
+        return fully_shard(
+            module, mesh=groups.model_mesh, shard_placement_fn=lambda parameter: Shard(min(1, parameter.ndim - 1))
+        )
 
     CodistillParallel(build(groups.model_index), groups, config, data_parallel=by_columns)
 
 
 def test_models_that_are_sharded_in_other_ways_are_refused() -> None:
-    with pytest.raises(RankError, match="or how they are sharded, differ: last.bias"):
+    with pytest.raises(RankError, match="or how they are sharded, differ: first.weight"):
         run_ranks(4, _shards_otherwise)

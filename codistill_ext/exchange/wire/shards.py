@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.placement_types import Placement
 
 from codistill_ext.groups import ModelGroups
@@ -59,7 +59,8 @@ def local_part(tensor: Tensor, spec: Spec | None = None) -> Tensor:
     if spec is None:
         return tensor
     mesh, placements = spec
-    return distribute_tensor(tensor, mesh, placements, src_data_rank=None).to_local()
+    everywhere = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return everywhere.redistribute(placements=placements).to_local()
 
 
 def as_dtensor(part: Tensor, whole: torch.Size, spec: Spec) -> DTensor:
