@@ -53,11 +53,11 @@ def run(
 
 def _warm(command: list[str]) -> list[str]:
     """With the interpreter that starts at once, if it is this one, or a script of this one."""
-    if command[0] == sys.executable:
+    if command[0] in (sys.executable, warm.REAL_PYTHON):
         return [warm.python(), *command[1:]]
     with open(command[0], "rb") as file:
         interpreter = file.readline().decode(errors="replace").strip().removeprefix("#!")
-    here = Path(interpreter).parent == Path(sys.executable).parent and Path(interpreter).name.startswith("python")
+    here = Path(interpreter).parent == Path(warm.REAL_PYTHON).parent and Path(interpreter).name.startswith("python")
     return [warm.python(), *command] if here else command
 
 
@@ -74,7 +74,7 @@ def _end(process: subprocess.Popen[str]) -> str:
 
 def script(name: str) -> str:
     """A command of this environment."""
-    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    found = shutil.which(name, path=os.pathsep.join([str(Path(warm.REAL_PYTHON).parent), os.environ["PATH"]]))
     assert found is not None, f"{name} is not installed"
     return found
 

@@ -384,7 +384,10 @@ def _teacher_option(rank: int, options: dict[str, Any]) -> bool:
         {"encoding": "half"},
         pytest.param(
             {"teacher_compile": True},
-            marks=pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler"),
+            marks=[
+                pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler"),
+                pytest.mark.slow,
+            ],
         ),
     ],
     ids=str,

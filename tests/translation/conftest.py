@@ -1,15 +1,26 @@
 """A data-bin of a few hundred real pairs and, on it, a stock fairseq run of a few updates."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import commands, warm
 from tests.commands import run
 from translation.corpus import read_pairs, shipped_prefix
 from translation.prepare import Settings, prepare
 
 SIZES = {"train": 400, "valid": 21, "test": 13}  # the last two are no multiples of 8
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _starts_warm() -> Iterator[None]:
+    """fairseq's commands, which the functions of ``translation`` start with ``sys.executable``."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not commands.real_python:
+            patch.setattr(sys, "executable", warm.python())
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -82,6 +82,7 @@ def test_equal_languages(settings, prefixes, tmp_path):
         prepare(tmp_path / "bin", dataclasses.replace(settings, target_lang="en"), prefixes)
 
 
+@pytest.mark.real_python
 def test_command_line(prefixes, tmp_path, capsys):
     text = [f"--{split}-prefix={prefix}" for split, prefix in prefixes.items() if split != "test"]
     arguments = [*text, "--dest", str(tmp_path / "bin"), "--vocab-size", "300", "--model-type", "unigram"]

@@ -47,7 +47,10 @@ def test_compounds_are_split():
     assert compound_split("ein - Strich") == "ein - Strich"
 
 
-@pytest.mark.parametrize("checkpoints", [["checkpoint_best.pt"], ["checkpoint2.pt", "checkpoint3.pt"]])
+@pytest.mark.parametrize(
+    "checkpoints",
+    [["checkpoint_best.pt"], pytest.param(["checkpoint2.pt", "checkpoint3.pt"], marks=pytest.mark.real_python)],
+)
 def test_stock_checkpoints_and_ensembles_score(data_bin, stock_run, tmp_path, capsys, checkpoints):
     path = ":".join(str(stock_run / name) for name in checkpoints)
     main([str(data_bin), "--path", path, "--output", str(tmp_path / "out.txt"), "--cpu", "--compound-split"])

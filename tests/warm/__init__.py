@@ -22,6 +22,7 @@ from typing import Any
 
 from tests.warm import client
 
+REAL_PYTHON = sys.executable
 _ROOT = Path(__file__).parents[2]
 _VARIABLE = "CODISTILL_TESTS_SERVER"
 
@@ -32,14 +33,15 @@ def directory() -> Path:
     if _VARIABLE in os.environ:
         return Path(os.environ[_VARIABLE])
     place = Path(tempfile.mkdtemp(prefix="warm"))
-    command = [sys.executable, str(_ROOT / "tests/warm/client.py"), sys.executable, str(place / "commands")]
-    (place / "python").write_text(f'#!/bin/sh\nexec {shlex.join([command[0], "-IS", *command[1:]])} "$@"\n')
+    client_py = str(_ROOT / "tests/warm/client.py")
+    command = shlex.join([REAL_PYTHON, "-IS", client_py, REAL_PYTHON, str(place / "commands")])
+    (place / "python").write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     (place / "python").chmod(0o755)
     listeners = [_listen(place / name) for name in ("commands", "ranks")]
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     fds = [listener.fileno() for listener in listeners]
     server = subprocess.Popen(
-        [sys.executable, "-m", "tests.warm.server", str(place), *map(str, fds)],
+        [REAL_PYTHON, "-m", "tests.warm.server", str(place), *map(str, fds)],
         stdin=subprocess.PIPE,
         cwd=_ROOT,
         env=variables | {"OMP_NUM_THREADS": "1"},
