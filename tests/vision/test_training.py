@@ -126,6 +126,17 @@ def test_test_only_gives_the_figures_of_the_end(tmp_path: Path, capsys: pytest.C
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
+def test_validation_has_no_padding_whatever_the_shards(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """21 pictures, for one rank, and for two and four with shards of 11 and 10, of 6 and 5."""
+    run([*PLAIN, "--max-updates", "2", "--output-dir", str(tmp_path)])
+    figures = []
+    for ranks in (1, 2, 4):
+        capfd.readouterr()
+        run_ranks(ranks, run_rank, [*CIFAR_TEST, "-b", "4", "--test-only", "--resume", str(tmp_path)])
+        figures.append([line for line in capfd.readouterr().out.splitlines() if line.startswith("model 0   top-1")])
+    assert figures[0] == figures[1] == figures[2] and len(figures[0]) == 1
+
+
 def test_the_learning_rate_moves_at_every_update(tmp_path: Path) -> None:
     run([*PLAIN, "--print-freq", "1", "--output-dir", str(tmp_path), "--lr-warmup-epochs", "1"])
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
