@@ -36,10 +36,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from vision import presets
-from vision.datasets import Folder, SeededFolder, open_split
+from vision.datasets import SeededFolder, open_split
 from vision.pack import pack
 
 CLASSES = 10
+_INPUT_TURNS = 5
 Seconds = dict[str, list[float]]
 
 
@@ -182,27 +183,26 @@ def compare(name: str, data: Path, images: int, args: argparse.Namespace) -> dic
     return result
 
 
-def input_rate(folder: Folder, case: Case) -> float:
-    """Training pictures a second of one core's own time."""
-    data = SeededFolder(folder)
-    keys = [(index, seed) for seed in (0, 1) for index in range(min(len(data), 400))]
-    torch.set_num_threads(1)
-    start = 0.0
-    for number, key in enumerate([keys[0], *keys]):  # the first opens files and imports what it needs
-        if number == 1:
-            start = time.process_time()
-        data[key]
-    return len(keys) / (time.process_time() - start)
-
-
 def input_rates(case: Case, data: Path, scratch: Path) -> dict[str, float]:
+    """Training pictures a second of one core's own time, from files and from packs by turns; medians."""
+    torch.set_num_threads(1)
+    sources = {"tree": data}
+    for shorter in [None, case.resize] if case.resize < case.height else [None]:
+        label = "pack" if shorter is None else f"pack, shorter side {shorter}"
+        sources[label] = scratch / f"pack{shorter}"
+        pack(data, sources[label], resize_shorter=shorter, shard_mb=64, workers=1)
     transform = presets.imagenet_train(case.size)
-    rates = {"tree": input_rate(open_split(data, "train", transform), case)}
-    for label, shorter in (("pack", None), (f"pack, shorter side {case.resize}", case.resize)):
-        dest = scratch / f"pack{shorter}"
-        pack(data, dest, resize_shorter=shorter, shard_mb=64, workers=1)
-        rates[label] = input_rate(open_split(dest, "train", transform), case)
-    return {label: round(rate, 1) for label, rate in rates.items()}
+    folders = {label: SeededFolder(open_split(path, "train", transform)) for label, path in sources.items()}
+    rates: defaultdict[str, list[float]] = defaultdict(list)
+    for turn in range(_INPUT_TURNS + 1):
+        for label, folder in folders.items():
+            count = min(len(folder), 200)
+            start = time.process_time()
+            for index in range(count):
+                folder[(index, turn)]
+            rates[label].append(count / (time.process_time() - start))
+    # The first turn opens the files.
+    return {label: round(statistics.median(found[1:]), 1) for label, found in rates.items()}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

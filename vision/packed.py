@@ -25,6 +25,7 @@ from PIL import Image
 MANIFEST = "pack.json"
 INDEX = "index.arrow"
 VERSION = 1
+_IMAGE = 2  # its column, behind name and label
 Row = tuple[str, int, Any]  # the image as bytes, or as a buffer of Arrow's
 
 
@@ -56,14 +57,17 @@ class PackedFolder:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        _, label, image = self.row(index)
+        image = self._batch(index).column(_IMAGE)[0].as_buffer()
         with Image.open(io.BytesIO(image)) as picture:
-            return self._transform(picture.convert("RGB")), label
+            return self._transform(picture.convert("RGB")), self.targets[index]
 
     def row(self, index: int) -> Row:
         """Name, label and encoded image of a picture."""
+        return _row_of(self._batch(index))
+
+    def _batch(self, index: int) -> Any:
         shard = bisect.bisect_right(self._starts, index) - 1
-        return _row_of(self._reader(shard), index - self._starts[shard])
+        return self._reader(shard).get_batch(index - self._starts[shard])
 
     def _reader(self, shard: int) -> Any:
         """Each process opens the files for itself."""
@@ -83,14 +87,14 @@ def open_arrow(path: Path) -> Any:
     return pyarrow.ipc.open_file(pyarrow.OSFile(str(path)), options=pyarrow.ipc.IpcReadOptions(use_threads=False))
 
 
-def _row_of(reader: Any, number: int) -> Row:
-    name, label, image = reader.get_batch(number).columns
+def _row_of(batch: Any) -> Row:
+    name, label, image = batch.columns
     return name[0].as_py(), label[0].as_py(), image[0].as_buffer()
 
 
 def rows_in(path: Path) -> Iterator[Row]:
     reader = open_arrow(path)
-    return (_row_of(reader, number) for number in range(reader.num_record_batches))
+    return (_row_of(reader.get_batch(number)) for number in range(reader.num_record_batches))
 
 
 def read_index(path: Path) -> list[int]:
