@@ -31,6 +31,7 @@ PANELS: tuple[tuple[str, ...], ...] = (
     ("train/weight_decay",),
     ("train/bytes_sent",),
 )
+_FROM_ZERO = ("staleness", "train/weight_decay", "train/bytes_sent", "train/distance_from_start")
 ENDING = 0.1  # the last part of a run that its final figures are means of
 _STALENESS = re.compile(r"(model\d+)/staleness/\d+")
 
@@ -85,6 +86,8 @@ def draw(views: Sequence[View], path: Path) -> None:
                 line(axis, [x for x, _ in curve], [y for _, y in curve], index, name)
                 index += 1
         axis.set(xlabel="update", title=_label(panel, views))
+        if panel[0] in _FROM_ZERO:
+            axis.set_ylim(bottom=0)
         if panel[0] in ("train/nll_loss", "train/codistill_loss", "train/lr"):
             axis.set_yscale("symlog" if "codistill" in panel[0] else "log", **_linear_below(panel))
     axes[0].legend(fontsize="small")

@@ -9,7 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 ONE=$IMAGES AT_ONCE=256
 for factor in 2 4 8; do
     IMAGES=$((factor * ONE))
-    all_reduce batch_x${factor}_all_reduce "${OUT_OF_BOX[@]}" --lr "$(times $factor "$RATE")"
-    codistill batch_x${factor}_codistilled "${ADJUSTED[@]}" --lr "$(times $factor "$CODISTILLED_RATE")" \
+    all_reduce batch_x${factor}_all_reduce "${OUT_OF_BOX[@]}" --lr "$(for_batch $factor "$RATE")"
+    codistill batch_x${factor}_codistilled "${ADJUSTED[@]}" --lr "$(for_batch $factor "$CODISTILLED_RATE")" \
         --codistill-period $((PERIOD / factor))
 done

@@ -31,7 +31,7 @@ imagenet)
     : "${PER_NODE:=8}" "${AT_ONCE:=32}" "${FRACTION:=1/1}" "${EPOCHS:=90}" "${MODEL:=resnet50}"
     DEEP=resnext101_32x4d TOPK='8 64'
     IMAGES=512                               # of an update on all workers: 16 GPUs with 32 each
-    RATE=0.2 CODISTILLED_RATE=0.1            # 0.1 * images of a model / 256
+    RATE=0.1 CODISTILLED_RATE=0.1            # for 256 images: the preset scales it by a model's batch, with a warm-up above
     DECAY=1e-4 ADJUSTED_DECAY=1e-4,1e-5,0
     PERIOD=2500                              # of 225,000 updates
     BASE=(--preset goyal --data-path "${DATA:-DATA}" --amp --channels-last)
@@ -70,6 +70,11 @@ codistill() {
 # A number times another, as awk prints it: times 0.5 2500 is 1250.
 times() {
     awk "BEGIN { print $1 * $2 }"
+}
+
+# The rate for a batch of so many times the images of the main runs.
+for_batch() {
+    [[ $SCALE == imagenet ]] && echo "$2" || times "$1" "$2"
 }
 
 # train NAME OPTIONS...

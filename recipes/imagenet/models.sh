@@ -10,9 +10,9 @@ TWO=$IMAGES WORK=$EPOCHS
 for n in 3 4; do
     [[ $SCALE == imagenet ]] || PER_NODE=$n
     IMAGES=$((TWO * n / 2)) EPOCHS=$(times "$WORK" $n/2)
-    all_reduce n${n}_all_reduce "${OUT_OF_BOX[@]}" --lr "$(times $n/2 "$RATE")"
+    all_reduce n${n}_all_reduce "${OUT_OF_BOX[@]}" --lr "$(for_batch $n/2 "$RATE")"
     MODELS=$n codistill n${n}_codistilled "${ADJUSTED[@]}"
     [[ $n == 4 ]] || continue
-    MODELS=2 codistill n4_two_codistilled "${ADJUSTED[@]}" --lr "$(times 2 "$CODISTILLED_RATE")"
+    MODELS=2 codistill n4_two_codistilled "${ADJUSTED[@]}" --lr "$(for_batch 2 "$CODISTILLED_RATE")"
     MODELS=4 codistill n4_alone "${ADJUSTED[@]}" --codistill-alpha 0
 done

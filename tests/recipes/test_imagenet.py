@@ -1,0 +1,179 @@
+"""The recipes of recipes/imagenet, at both scales: what they would run, and what findings and plan make of it."""
+
+import functools
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.figures import matching
+from recipes.findings import read_findings
+from recipes.plan import Run, read_plan
+from tests.commands import ROOT
+
+pytest.importorskip("torchvision")
+
+DIRECTORY = ROOT / "recipes" / "imagenet"
+RECIPES = sorted(path for path in DIRECTORY.glob("*.sh") if path.name != "lib.sh")
+FINDINGS = read_findings(DIRECTORY / "findings.yaml")
+PLAN = ROOT / "results" / "cifar10" / "plan.yaml"
+
+
+@functools.cache
+def listed(recipe: Path, scale: str) -> dict[str, dict[str, Any]]:
+    """The runs of a recipe by name."""
+    output = call(recipe, SCALE=scale, LIST="1").stdout
+    runs = [json.loads(line) for line in output.splitlines()]
+    assert runs and len({run["name"] for run in runs}) == len(runs)
+    return {run["name"]: run for run in runs}
+
+
+def call(recipe: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", str(recipe)], env=os.environ | variables, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@functools.cache
+def planned() -> list[Run]:
+    return read_plan(PLAN).runs
+
+
+def options_of(command: list[str]) -> list[str]:
+    return command[command.index("vision.train") + 1 :]
+
+
+@pytest.mark.parametrize("scale", ["imagenet", "cifar10"])
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_trainer_accepts_what_a_recipe_says(recipe: Path, scale: str) -> None:
+    from vision.options import build_parser, parse_options
+
+    for run in listed(recipe, scale).values():
+        options = parse_options(build_parser(), options_of(run["command"]))
+        assert options.config.models <= run["processes"]
+        # Equal work: n models share it, and the images of an update are those of the scale.
+        assert options.args.budget == ("equal-updates" if options.config.models > 1 else "equal-epochs")
+        images = options.args.batch_size * options.args.accumulate * run["processes"]
+        assert images % (256 if scale == "imagenet" else 32) == 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_both_scales_have_the_same_runs(recipe: Path) -> None:
+    small, large = listed(recipe, "cifar10").keys(), listed(recipe, "imagenet").keys()
+    if recipe.stem == "less_data":  # the main runs are those with 1/8 and with all of the data
+        small, large = ({re.sub(r"_k\d+", "", name) for name in names} for names in (small, large))
+    if recipe.stem == "exchange":  # of 10 and of 1000 predictions
+        small, large = ({re.sub(r"top_\d+", "top", name) for name in names} for names in (small, large))
+    assert small == large
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_header_says_what_it_shows_what_it_costs_and_the_number_to_reach(recipe: Path) -> None:
+    header = recipe.read_text().partition("\nsource ")[0]
+    assert re.search(r"^# (Item \d|Control|Ours|The yardstick|A second)", header, re.M), header
+    assert re.search(r"^# Cost: .*(GPU|V100)", header, re.M)
+    assert re.search(r"Should (reach|show): ", header)
+
+
+def test_findings_are_about_runs_of_the_recipes() -> None:
+    names = {name for recipe in RECIPES for name in listed(recipe, "cifar10")}
+    for finding in FINDINGS:
+        for pattern in finding.arms:
+            assert matching(names, [pattern]), pattern
+        for claim in finding.claims:
+            assert claim.contrast.keys() <= names
+            assert sum(claim.contrast.values()) == 0
+    assert [finding.id for finding in FINDINGS if finding.id.isdigit()] == [str(number) for number in range(1, 11)]
+
+
+def test_the_plan_has_enough_seeds_for_each_claim() -> None:
+    seeds: dict[str, set[int]] = {}
+    for run in planned():
+        seeds.setdefault(run.arm, set()).add(run.seed)
+    assert max(seed for chosen in seeds.values() for seed in chosen) < 100  # those are for pilots
+    for finding in FINDINGS:
+        for claim in finding.claims:
+            common = set.intersection(*(seeds[arm] for arm in claim.contrast))
+            assert len(common) >= (8 if finding.id in ("1", "2") and "milestones" not in claim.text else 3), claim
+
+
+def test_the_plans_runs_are_the_recipes() -> None:
+    for run in planned()[:6]:
+        variables = {"SCALE": "cifar10", "SEED": str(run.seed), "RUNS": "runs/cifar10", "LIST": "1", "ONLY": run.arm}
+        lines = [call(recipe, **variables).stdout for recipe in RECIPES]
+        (line,) = "".join(lines).splitlines()
+        assert tuple(json.loads(line)["command"]) == run.command
+
+
+@pytest.fixture
+def torchrun(tmp_path: Path) -> Path:
+    """In the place of torchrun: writes down how it was called, and a summary if it is let."""
+    script = tmp_path / "torchrun"
+    script.write_text(
+        f'#!/usr/bin/env bash\necho "$PWD $*" >> {tmp_path}/calls\n'
+        'while [[ $1 != --output-dir ]]; do shift; done\nmkdir -p "$2"\n'
+        '[[ -n ${STOP:-} ]] || echo "{}" > "$2/summary.json"\n'
+    )
+    script.chmod(0o755)
+    return script
+
+
+def calls(torchrun: Path) -> list[list[str]]:
+    path = torchrun.parent / "calls"
+    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_runs_follow_each_other_and_finished_ones_are_used(torchrun: Path) -> None:
+    variables = {"SCALE": "cifar10", "TORCHRUN": str(torchrun), "RUNS": str(torchrun.parent / "runs"), "SEED": "3"}
+    first = call(DIRECTORY / "control_alone.sh", EXTRA="--max-updates 5", **variables)
+    assert first.returncode == 0, first.stderr
+    alone, adjusted = calls(torchrun)
+    assert alone[0] == str(ROOT) and alone[-2:] == ["--max-updates", "5"]
+    assert alone[alone.index("--output-dir") + 1] == f"{torchrun.parent}/runs/alone-s3"
+    assert adjusted[adjusted.index("--weight-decay") + 1] == "5e-4,5e-5,0"
+    again = call(DIRECTORY / "control_alone.sh", **variables)
+    assert again.stdout.count("using the run in") == 2 and len(calls(torchrun)) == 2
+
+
+def test_an_interrupted_run_ends_the_recipe_with_a_status_of_its_own(torchrun: Path) -> None:
+    variables = {"SCALE": "cifar10", "TORCHRUN": str(torchrun), "RUNS": str(torchrun.parent / "runs"), "STOP": "1"}
+    assert call(DIRECTORY / "control_alone.sh", **variables).returncode == 75
+    assert len(calls(torchrun)) == 1
+
+
+def test_nodes_meet_and_the_images_of_an_update_stay_the_same(torchrun: Path) -> None:
+    variables = {"DATA": "/data", "TORCHRUN": str(torchrun), "RUNS": str(torchrun.parent / "runs")}
+    call(DIRECTORY / "all_reduce.sh", NNODES="2", PER_NODE="4", HEAD="host:29500", **variables)
+    (words,) = calls(torchrun)
+    text = " ".join(words)
+    assert "--nnodes 2 --rdzv-backend c10d --rdzv-endpoint host:29500 --rdzv-id all_reduce-s0" in text
+    assert "--nproc-per-node 4" in text
+    assert "--batch-size 32 --accumulate 2" in text
+
+
+def test_what_is_missing_is_said(torchrun: Path) -> None:
+    assert "set DATA=DIR" in call(DIRECTORY / "all_reduce.sh", DATA="").stderr
+    assert "imagenet or cifar10, not x" in call(DIRECTORY / "all_reduce.sh", SCALE="x").stderr
+
+
+def test_slurm_starts_the_recipe_on_each_node_and_queues_what_is_unfinished(torchrun: Path) -> None:
+    commands = torchrun.parent / "commands"
+    commands.mkdir()
+    for name, body in {"scontrol": 'echo "first"; echo "$*" >> $CALLS', "srun": 'exec "$@"'}.items():
+        (commands / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (commands / name).chmod(0o755)
+    variables = {
+        **{"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2"},
+        **{"SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_ID": "77", "CALLS": str(torchrun.parent / "scontrol")},
+        **{"PATH": f"{commands}:{os.environ['PATH']}", "TORCHRUN": str(torchrun), "DATA": "/data", "STOP": "1"},
+    }
+    variables["RUNS"] = str(torchrun.parent / "runs")
+    command = ["bash", str(DIRECTORY / "slurm.sbatch"), str(DIRECTORY / "adjusted.sh")]
+    ended = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
+    assert ended.returncode == 75, ended.stderr
+    assert "--nnodes 2 --rdzv-backend c10d --rdzv-endpoint first:29500" in " ".join(calls(torchrun)[0])
+    assert (torchrun.parent / "scontrol").read_text().splitlines()[-1] == "requeue 77"
