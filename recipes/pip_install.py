@@ -58,13 +58,16 @@ def _once(log: Path, arguments: Sequence[str]) -> None:
 
 
 def pip_error(output: str) -> FetchError:
-    """What pip's error lines say, and the network trouble that it only warned of."""
+    """What pip's error lines say, or the broken connection that it only warned of before it drew wrong conclusions."""
+    failure = _kind(output)
     said = re.findall(r"^ *((?:ERROR|error): .*|[×╰].*)$", output, re.MULTILINE)
     said += re.findall(r"^((?:\w+\.)+\w*(?:Error|Exception): .*)$", output, re.MULTILINE)[-1:]  # of a trace
-    said += re.findall(r"(connection broken by .*)$", output, re.MULTILINE)[-1:]
+    broken = re.findall(r"(connection broken by .*)$", output, re.MULTILINE)[-1:]
+    if broken and failure is Failure.LAPSED:
+        said = broken
     lines = [_TOO_LONG.sub("", line) for line in dict.fromkeys(said)]
     lines = lines or output.strip().splitlines()[-1:] or ["no message"]
-    return FetchError(" ".join(lines[:2] + lines[2:][-2:]), _kind(output))
+    return FetchError(" ".join(lines[:2] + lines[2:][-2:]), failure)
 
 
 def _kind(output: str) -> Failure:

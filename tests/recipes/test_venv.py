@@ -91,7 +91,7 @@ def test_a_lapse_is_tried_again_and_a_second_start_uses_the_environment(root: Pa
     for attempt in (1, 2):
         line = f"torch: try {attempt} of {TRIES} failed, the next in "
         assert output.count(line) == 1, output
-    assert f"pip: {NO_VERSION} connection broken by 'NewConnectionError('no route')'" in output
+    assert f"pip: connection broken by 'NewConnectionError('no route')'" in output
     status, output = _make_venv(root)
     assert status == 0 and output == f"== using {root}/.venv\non\n"
 
