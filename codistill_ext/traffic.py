@@ -25,8 +25,9 @@ def predicted_weights(config: CodistillConfig, model_index: int, *, model_bytes:
     """Bytes that a rank sends and receives in one exchange of checkpoints.
 
     Args:
-        model_bytes: of one model as it crosses (``WeightPacker.total_bytes``), equal for all models.
-        ranks: of each model; each moves its share.
+        model_bytes: of one model as it crosses (``WeightPacker.total_bytes``), equal for all models; of one that is
+            sharded, what this rank holds of it.
+        ranks: of each model that hold these bytes; each moves its share.
     """
     share = -(-model_bytes // ranks)
     return {

@@ -29,7 +29,7 @@ class CheckpointExchange(PeriodicExchange):
     """
 
     def _prepare(self) -> None:
-        self.replicas = Replicas.find(self.module, self.groups)
+        self.replicas = Replicas.find(self.module, self.groups, timeout_s=self.config.timeout)
         self.students = students_of(self.config.peers, self.groups.model_index)
         neighbours = {*self.peers, *self.students}
         self.channel = Channel(self.groups, neighbours, timeout_s=self.config.timeout, traffic=self.traffic)

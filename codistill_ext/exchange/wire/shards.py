@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import datetime
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ class Replicas:
     group: dist.ProcessGroup | None
 
     @classmethod
-    def find(cls, module: nn.Module, groups: ModelGroups) -> "Replicas":
+    def find(cls, module: nn.Module, groups: ModelGroups, *, timeout_s: float) -> "Replicas":
         """Every rank of the job must call it."""
         holders: dict[tuple[int, str], list[int]] = {}
         mine = (groups.model_index, _shard_key(module))
@@ -128,7 +129,7 @@ class Replicas:
             ranks = holders[key]
             if len(ranks) in (1, groups.ranks_a_model):
                 continue
-            created = dist.new_group(ranks)
+            created = dist.new_group(ranks, timeout=datetime.timedelta(seconds=timeout_s))
             if isinstance(created, dist.ProcessGroup):  # else this rank is not in it
                 group = created
         ranks = holders[mine]
