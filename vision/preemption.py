@@ -35,7 +35,7 @@ class Preemption:
         self._vote: torch.Tensor | None = None
         self._crossing: Any = None
         timeout = datetime.timedelta(seconds=timeout_s)
-        self._group = dist.new_group(backend="gloo", timeout=timeout) if groups.world_size > 1 else None
+        self._group: Any = dist.new_group(backend="gloo", timeout=timeout) if groups.world_size > 1 else None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:

@@ -176,7 +176,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     for place, model in enumerate(summary["models"]):
         index = model.get("model", place)
         reported = "  (the one the paper would report)" if index == 0 and len(summary["models"]) > 1 else ""
-        print(f"model {index}   top-1 {model['top1']:.2f} %  loss {model['valid_loss']:.3f}{reported}")
+        average = f"  EMA top-1 {model['ema_top1']:.2f} %" if "ema_top1" in model else ""
+        print(f"model {index}   top-1 {model['top1']:.2f} %  loss {model['valid_loss']:.3f}{average}{reported}")
     if len(summary["models"]) > 1:
         print(f"mean      top-1 {summary['mean_top1']:.2f} %")
         print(f"ensemble  top-1 {summary['ensemble_top1']:.2f} %")

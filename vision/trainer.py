@@ -5,35 +5,28 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from codistill_ext.config import CodistillConfig
 from codistill_ext.groups import ModelGroups
-from codistill_ext.job.partition import check_partition
 from codistill_ext.job.randomness import restore_random_state
 from codistill_ext.job.runlog import RunLog
-from codistill_ext.parallel import CodistillParallel
-from codistill_ext.sampling import CodistillSampler, model_seed, sample_seed
-from codistill_ext.schedules import Horizon
-from vision import checkpointing
+from codistill_ext.sampling import model_seed, sample_seed
+from vision import build, checkpointing
 from vision.budget import Budget
-from vision.datasets import Data, KeySampler
+from vision.datasets import Data
 from vision.device import Place
 from vision.ema import build_ema
 from vision.evaluate import validation_loader
 from vision.hyperparameters import HyperParameters, lr_decays
-from vision.models import build_described, build_model, describe_model
 from vision.optim import build_optimizer
-from vision.preemption import Preemption, ignore_signals
+from vision.preemption import Preemption
 from vision.report import Report
 from vision.step import Step
-from vision.subset import describe_samples, training_samples
-from vision.sync_bn import check_sync_bn, with_sync_bn
+from vision.subset import describe_samples
 
 
 @dataclass
@@ -71,13 +64,13 @@ class Trainer:
         # A model's own seed is of its weights and dropout; the data's is the job's.
         own_seed = model_seed(seed, groups.model_index) if args.seed == seed else args.seed
         torch.manual_seed(own_seed)
-        module = self._build_module()
-        self.sampler = self._build_sampler(config, seed)
+        module = build.build_module(args, data, groups, place)
+        self.sampler = build.build_sampler(args, data, groups, config, seed)
         self.budget = Budget.of(args, groups, self.sampler)
         horizon = self.budget.horizon(lr_decays(args, self.budget.horizon()))
-        self.model = self._wrap(module, config, horizon)
+        self.model = build.wrap(module, args, data, groups, place, config, horizon)
         ema = build_ema(self.model.plain, args.ema_decay)
-        self.train_loader = self._build_train_loader()
+        self.train_loader = build.train_loader(self.sampler, args, data, place)
         self.valid_loader = validation_loader(
             data.valid, groups, place, batch_size=args.batch_size, workers=args.workers
         )
@@ -103,48 +96,6 @@ class Trainer:
         self._seconds_before = 0.0
         # Ranks of a model must not drop the same units.
         torch.manual_seed(sample_seed(own_seed, 0, groups.data_rank))
-
-    def _build_module(self) -> nn.Module:
-        args, data = self.args, self.data
-        if args.sync_bn:
-            check_sync_bn(self.groups, self.place.device)
-        module = build_model(args.model, num_classes=data.num_classes, image_sizes=data.image_sizes, init=args.init)
-        module = self.place.put_module(module)
-        return with_sync_bn(module, self.groups) if args.sync_bn else module
-
-    def _wrap(self, module: nn.Module, config: CodistillConfig, horizon: Horizon) -> CodistillParallel:
-        place, classes = self.place, self.data.num_classes
-        model = CodistillParallel(
-            module,
-            self.groups,
-            config,
-            description=describe_model(self.args.model, num_classes=classes, image_sizes=self.data.image_sizes),
-            build_peer=lambda peer: place.put_module(build_described(peer, num_classes=classes)),
-            horizon=horizon,
-        )
-        if self.args.compile:
-            model.module.compile()  # in place: names in states and copies for teachers stay as they are
-        return model
-
-    def _build_sampler(self, config: CodistillConfig, seed: int) -> CodistillSampler:
-        """An epoch is as long as the full data whatever a model has of it, and so are schedules and the number of
-        updates: --epochs E with 1/k of the data is E times k passes."""
-        total = len(self.data.train)
-        samples = training_samples(self.data.train.labels, Fraction(self.args.train_fraction), seed)
-        check_partition(samples, config, self.groups, seed)
-        return CodistillSampler(total, self.groups, config, seed=seed, samples=samples, epoch_samples=total)
-
-    def _build_train_loader(self) -> Any:
-        return DataLoader(
-            self.data.train,
-            batch_size=self.args.batch_size,
-            sampler=KeySampler(self.sampler),
-            num_workers=self.args.workers,
-            persistent_workers=self.args.workers > 0,
-            pin_memory=self.place.pin_memory,
-            worker_init_fn=ignore_signals,
-            generator=torch.Generator(),  # or it would draw from the state that dropout uses
-        )
 
     @property
     def seconds(self) -> float:

@@ -88,7 +88,7 @@ class CodistillLabelSmoothedCE(LabelSmoothedCrossEntropyCriterion):
     models = 1
     eps: float
     smoothing_schedule: Schedule | None = None
-    _smoothing_at: Curve | None = None
+    _curve: Curve | None = None
 
     @classmethod
     def build_criterion(cls, cfg: Any, task: Any) -> "CodistillLabelSmoothedCE":
@@ -104,14 +104,18 @@ class CodistillLabelSmoothedCE(LabelSmoothedCrossEntropyCriterion):
             ValueError: the schedule does not fit the run.
         """
         if self.smoothing_schedule is not None:
-            self._smoothing_at = self.smoothing_schedule.resolve(horizon, flag("label_smoothing"))
+            self._curve = self.smoothing_schedule.resolve(horizon, flag("label_smoothing"))
+
+    def smoothing_at(self, update: int) -> float:
+        """The label smoothing that an update is made with."""
+        return self.eps if self._curve is None else self._curve(update)
 
     @contextlib.contextmanager
     def _smoothing(self, model: Any) -> Iterator[None]:
-        """The label smoothing in force; in validation fairseq's constant."""
+        """With the label smoothing in force; in validation it is fairseq's constant."""
         constant = self.eps
-        if self._smoothing_at is not None and model.training:
-            self.eps = self._smoothing_at(model.updates)
+        if self._curve is not None and model.training:
+            self.eps = self._curve(model.updates)
         try:
             yield
         finally:

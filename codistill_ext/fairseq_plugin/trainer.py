@@ -129,7 +129,7 @@ class CodistillTrainer(Trainer):
     def train_step(self, samples: Any, raise_oom: bool = False) -> Any:
         """One update, and one step of the exchange whether or not the optimizer skipped it."""
         self.model.in_step = True
-        alpha = {"alpha": self.model.alpha} if self.config.active else {}
+        settings = {"alpha": self.model.alpha, "label_smoothing": self._criterion.smoothing_at(self.model.updates)}
         # A batch that one model gives up for want of memory would leave its peers waiting.
         each_batch_counts = self.config.active and self.config.exchange == "predictions"
         output = super().train_step(samples, raise_oom=raise_oom or each_batch_counts)
@@ -138,7 +138,7 @@ class CodistillTrainer(Trainer):
             # Means since the last line; main resets them behind this.
             means = metrics.get_smoothed_values("train_inner")
             values = {key: float(value) for key, value in means.items() if key in _LOGGED}
-            self._log("train", values | {"lr": float(self.get_lr())} | alpha)
+            self._log("train", values | {"lr": float(self.get_lr())} | settings)
         return output
 
     def clip_grad_norm(self, clip_norm: float) -> Tensor:

@@ -269,6 +269,8 @@ def test_alpha_and_label_smoothing_follow_their_schedules(data_bin: Path, tmp_pa
             if f"model{index}/train/loss" in line
         }
         assert all(gaps[update] != 0 for update in (2, 4, 6)) and gaps[8] == gaps[10] == gaps[12] == 0
+        smoothing = [line[f"model{index}/train/label_smoothing"] for line in trained]
+        assert smoothing == [0.1] * 3 + [0] * 3
         (valid,) = [line for line in lines if f"model{index}/valid/loss" in line]
         assert valid[f"model{index}/valid/loss"] == valid[f"model{index}/valid/nll_loss"]
 
