@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from codistill_ext.exchange.wire.whole_files import write_atomically
 from codistill_ext.groups import ModelGroups, model_directory
 from codistill_ext.job.randomness import random_states
 from codistill_ext.job.resume import Saved, agree, make_current
@@ -53,9 +52,13 @@ def save(path: Path, state: dict[str, Any], groups: ModelGroups, device: torch.d
 
 
 def save_weights(path: Path, module: nn.Module) -> None:
-    """A module's state alone, in host memory: for ``torch.load`` with ``weights_only``, and ``load_state_dict``."""
+    """A module's state alone, in host memory: for ``torch.load`` with ``weights_only``, and ``load_state_dict``.
+
+    Raises:
+        StorageError: it cannot be written, and the old file stays.
+    """
     state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
-    write_atomically(path, lambda file: torch.save(state, file))
+    save_checkpoint(state, path, before_rename=lambda: None)
 
 
 def load(directory: Path, groups: ModelGroups, *, continued: bool) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from codistill_ext.diagnostics import distance
 from codistill_ext.exchange.wire.whole_files import put_in_place
 from codistill_ext.groups import ModelGroups
 from codistill_ext.job.runlog import RunLog
+from codistill_ext.job.storage import writing
 from codistill_ext.loss import CodistillTerm
 from codistill_ext.parallel import CodistillParallel
 from vision import checkpointing
@@ -108,7 +109,9 @@ class Report:
             last = self.log.model_dir / f"{prefix}last.pt"
             checkpointing.save_weights(last, module)
             if valid[f"{prefix}top1"] > max((record[f"{prefix}top1"] for record in self.history), default=-1.0):
-                put_in_place(last, last.with_name(f"{prefix}best.pt"))
+                best = last.with_name(f"{prefix}best.pt")
+                with writing(best):
+                    put_in_place(last, best)
 
     def _distance(self) -> dict[str, float]:
         """How far the weights have come from where they began (Euclidean, parameters alone), on the lead."""

@@ -79,25 +79,30 @@ def test_one_model_leaves_at_once_and_goes_on_to_the_same_bits(tmp_path: Path) -
 
 
 def _left_and_resumed(rank: int, whole: list[str], left: list[str]) -> list[int]:
-    """Model 1 alone is told to leave, twice. Its first two steps overflow."""
-    with mock.patch.object(preemption, "VOTE_EVERY", 2), _in_float16(2.0 ** (10 if rank == 1 else 8)):
+    """The last rank alone is told to leave, twice. The first two steps of model 1 overflow."""
+    ranks = dist.get_world_size()
+    model = rank * 2 // ranks
+    with mock.patch.object(preemption, "VOTE_EVERY", 2), _in_float16(2.0 ** (10 if model == 1 else 8)):
         states = [run(whole)]
         for update in (1, 6):
             dist.barrier()
-            with _signal_at(update if rank == 1 else -1, signal.SIGTERM):
+            with _signal_at(update if rank == ranks - 1 else -1, signal.SIGTERM):
                 states.append(run(left))
-            states.append(load_checkpoint(Path(left[-1]) / f"model{rank}/checkpoint.pt")["update"])
+            dist.barrier()
+            states.append(load_checkpoint(Path(left[-1]) / f"model{model}/checkpoint.pt")["update"])
         dist.barrier()
         return [*states, run(left)]
 
 
-@pytest.mark.parametrize("extra", [[], CHECKPOINTS], ids=["predictions", "checkpoints"])
+@pytest.mark.parametrize(("ranks", "extra"), [(2, []), (4, CHECKPOINTS)], ids=["predictions", "checkpoints"])
 def test_all_models_leave_at_the_same_update_and_overflows_of_one_are_its_own(
-    extra: list[str], tmp_path: Path
+    ranks: int, extra: list[str], tmp_path: Path
 ) -> None:
-    options = [*PLAIN, *EVERY, *extra, "--codistill-models", "2", "--resume", "auto", "--output-dir"]
-    states = run_ranks(2, _left_and_resumed, [*options, str(tmp_path / "whole")], [*options, str(tmp_path / "left")])
-    assert states[0] == states[1]
+    """With four ranks a batch of 4 on each, so that the updates are as many."""
+    options = [*PLAIN, *EVERY, *extra, "-b", str(16 // ranks), "--codistill-models", "2", "--resume", "auto"]
+    whole, left = ([*options, "--output-dir", str(tmp_path / name)] for name in ("whole", "left"))
+    states = run_ranks(ranks, _left_and_resumed, whole, left)
+    assert states == [states[0]] * ranks
     assert states[0] == [0, 143, 4, 0, UPDATES, 0], "of two votes, at updates 2 and 4; the second comes too late"
     for model in (0, 1):
         whole = final_state(tmp_path / "whole", model)

@@ -187,7 +187,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_keeps_its_checkpoint(tmp_path: Pa
         before = (disk / "model0/checkpoint.pt").read_bytes()
         with open(disk / "others", "wb") as file:
             os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - 100_000)
-        with pytest.raises(StorageError, match=r"cannot write .*checkpoint\.pt: .* full \(.* and 0\.. MB are free"):
+        with pytest.raises(StorageError, match=r"cannot write .*last\.pt: .* full \(.* and 0\.. MB are free"):
             run([*options, "3"])
         assert (disk / "model0/checkpoint.pt").read_bytes() == before
         (disk / "others").unlink()
