@@ -28,6 +28,7 @@ from vision.checkpointing import checkpoint_path
 from vision.models import build_model
 
 FORMATS = ("state_dict", "torch_export")
+WEIGHTS = ("last", "best", "ema_last", "ema_best")
 CIFAR_SIZE = 32
 
 
@@ -48,13 +49,13 @@ class Trained:
     """A model from a checkpoint, in eval mode.
 
     Attributes:
-        update: when it was saved; ``models``: how many trained together; ``size``: of its pictures.
+        when: it was saved, in words; ``models``: how many trained together; ``size``: of its pictures.
     """
 
     module: nn.Module
     name: str
     classes: int
-    update: int
+    when: str
     models: int
     size: int
 
@@ -63,38 +64,54 @@ class Trained:
         return build_model(self.name, num_classes=self.classes, image_sizes=(self.size,))
 
 
-def load_trained(run: Path, index: int) -> Trained:
-    """A model of a run, as it was saved last.
+def load_trained(run: Path, index: int, weights: str = "last") -> Trained:
+    """A model of a run.
+
+    Args:
+        weights: of ``WEIGHTS``; ``last`` is the newest checkpoint, the others are as of a validation.
 
     Raises:
-        ValueError: there is no whole checkpoint of it.
+        ValueError: there is no whole checkpoint of it, or the run has no such weights.
     """
     path = checkpoint_path(run, index)
     if not path.exists():
         raise ValueError(f"{path} does not exist: give a run's directory, and a model that it trains")
     try:
         state: dict[str, Any] = load_whole(path)
-        identity, weights = state["identity"], state["model"]
+        identity, found = state["identity"], state["model"]
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is no whole checkpoint of vision.train: {error}") from error
     size = CIFAR_SIZE if identity["dataset"] == "cifar10" else identity["train_crop_size"]
     name, classes = identity["model"], identity["classes"]
     module = build_model(name, num_classes=classes, image_sizes=(size,))
-    module.load_state_dict(weights)
+    when = f"after {state['update']} updates"
+    if weights != "last":
+        found, when = _read_weights(path.with_name(f"{weights}.pt")), weights
+    module.load_state_dict(found)
     models = state["codistill"]["config"]["models"]
-    return Trained(module=module.eval(), name=name, classes=classes, update=state["update"], models=models, size=size)
+    return Trained(module=module.eval(), name=name, classes=classes, when=when, models=models, size=size)
 
 
-def load_ensemble(run: Path) -> list[Trained]:
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: the run has not validated yet, or trains without --ema-decay")
+    try:
+        weights: dict[str, Tensor] = load_whole(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): export the last weights") from error
+    return weights
+
+
+def load_ensemble(run: Path, weights: str = "last") -> list[Trained]:
     """All models of a run.
 
     Raises:
         ValueError: there is only one, or they read pictures of different sizes.
     """
-    first = load_trained(run, 0)
+    first = load_trained(run, 0, weights)
     if first.models == 1:
         raise ValueError(f"{run} has one model: export it with --model 0")
-    members = [first, *(load_trained(run, index) for index in range(1, first.models))]
+    members = [first, *(load_trained(run, index, weights) for index in range(1, first.models))]
     sizes = sorted({member.size for member in members})
     if len(sizes) > 1:
         raise ValueError(f"the models of {run} read pictures of different sizes ({sizes}): export them one by one")
@@ -142,13 +159,13 @@ def _join(modules: Sequence[nn.Module], *, alone: bool) -> nn.Module:
     return modules[0] if alone else Ensemble(modules)
 
 
-def export(run: Path, *, model: int | None, form: str, output: Path) -> str:
+def export(run: Path, *, model: int | None, form: str, output: Path, weights: str = "last") -> str:
     """Export one model, or without ``model`` the ensemble; what was done, in a line.
 
     Raises:
         ValueError: the run has no such model, or what was written does not do the same.
     """
-    members = load_ensemble(run) if model is None else [load_trained(run, model)]
+    members = load_ensemble(run, weights) if model is None else [load_trained(run, model, weights)]
     module = _join([member.module for member in members], alone=model is not None).eval()
     size = members[0].size
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +179,7 @@ def export(run: Path, *, model: int | None, form: str, output: Path) -> str:
             check_weights(module, size, path, _join([member.build() for member in members], alone=model is not None))
         os.replace(path, output)
     what = f"model {model}" if model is not None else f"ensemble of {len(members)}"
-    names = ", ".join(f"{member.name} after {member.update} updates" for member in members)
+    names = ", ".join(f"{member.name} {member.when}" for member in members)
     return f"{output}: {form} of {what} ({names}), pictures of {size}x{size}, read again and compared"
 
 
@@ -175,6 +192,7 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument("--model", type=int, metavar="INDEX", help="one model, from 0")
     which.add_argument("--ensemble", action="store_true", help="all models of the run, as one")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--weights", choices=WEIGHTS, default="last", help="default: last, the newest checkpoint")
     parser.add_argument("--format", choices=FORMATS, default="state_dict", help="default: state_dict")
     return parser
 
@@ -183,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
-        print(export(args.run, model=args.model, form=args.format, output=args.output))
+        print(export(args.run, model=args.model, form=args.format, output=args.output, weights=args.weights))
     except (ValueError, OSError) as error:
         parser.exit(1, f"vision.export: {error}\n")
 

@@ -64,10 +64,16 @@ def test_plain_torchvision_loads_the_weights(tmp_path: Path) -> None:
     write_folders(tmp_path / "data", train=2, val=2)
     sizes = ["--train-crop-size", "32", "--val-resize-size", "36", "--val-crop-size", "32"]
     options = ["--data-path", str(tmp_path / "data"), "--model", "resnet18", *sizes, "-b", "4", "-j", "0"]
-    run([*options, "--device", "cpu", "--epochs", "1", "--lr", "0.01", "--output-dir", str(tmp_path / "run")])
+    options += ["--device", "cpu", "--epochs", "2", "--lr", "0.01", "--ema-decay", "0.5"]
+    run([*options, "--output-dir", str(tmp_path / "run")])
     export(tmp_path / "run", model=0, form="state_dict", output=tmp_path / "resnet18.pt")
     model = torchvision.models.get_model("resnet18", num_classes=2)
     model.load_state_dict(torch.load(tmp_path / "resnet18.pt", weights_only=True))
+    average = export(tmp_path / "run", model=0, form="state_dict", output=tmp_path / "ema.pt", weights="ema_last")
+    assert "(resnet18 ema_last)" in average
+    weights = torch.load(tmp_path / "ema.pt", weights_only=True)
+    assert not torch.equal(weights["fc.weight"], model.fc.weight)
+    model.load_state_dict(weights)
     with pytest.raises(ValueError, match="has one model: export it with --model 0"):
         export(tmp_path / "run", model=None, form="state_dict", output=tmp_path / "both.pt")
 
@@ -76,6 +82,7 @@ def test_plain_torchvision_loads_the_weights(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--model", "2"], "model2/checkpoint.pt does not exist: give a run's directory"),
+        (["--model", "1", "--weights", "ema_best"], "model1/ema_best.pt does not exist"),
         ([], "one of the arguments --model --ensemble is required"),
     ],
 )
