@@ -11,7 +11,8 @@ TRANSLATION = [
 ]
 VISION = ["torchvision>=0.29", "numpy>=1.26", "pillow>=10", "pyarrow>=20", "tqdm>=4.60"]
 PLOTS = ["matplotlib>=3.8"]
-RECIPES = [*PLOTS, "pandas>=2.2", "psutil>=5.9", "tabulate>=0.9"]  # the runner of experiments, tables and figures
+# The runner of experiments, tables and figures.
+RECIPES = [*PLOTS, "pandas>=2.2", "psutil>=5.9", "scipy>=1.11", "tabulate>=0.9"]
 DEV = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.6", "mypy>=1.11", "types-PyYAML"]
 
 setup(

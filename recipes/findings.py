@@ -16,7 +16,8 @@
           - {file: k.png, kind: by, x: train_fraction, y: mean_top1, lines: {all_reduce: 'all_reduce_k*'}}
 
 A claim is about a contrast: a sum of weighted arms, in each seed that all of them have. Paired by seed, because a seed
-chooses the data and the initial weights of model 0. Its test is Student's t: the confidence interval of 95 %.
+chooses the data and the initial weights of model 0. Its test is the confidence interval of 95 % by Student's t. Few
+seeds say little about a contrast's own noise: that of accuracies is then taken from all arms together (Noise).
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy
 import pandas
 import yaml
 from scipy import stats
 
 CONFIDENCE = 0.95
+ENOUGH_SEEDS = 8  # for a contrast's own noise
 _WITH_MARGIN = ("zero", "not negative")
 Verdict = Literal["seen", "not seen", "the opposite", "not yet run"]
 
@@ -61,7 +64,10 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Of a claim: mean and standard error of its contrast over ``seeds``, its confidence interval, and what it says."""
+    """Of a claim: mean and standard error of its contrast over ``seeds``, its confidence interval, and what it says.
+
+    ``pooled``: whether the noise is that of all arms.
+    """
 
     mean: float
     se: float
@@ -69,6 +75,31 @@ class Result:
     high: float
     seeds: int
     verdict: Verdict
+    pooled: bool = False
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviation of a run's measure that neither its arm nor its seed explains, with degrees of freedom."""
+
+    sd: float
+    freedom: int
+
+    @classmethod
+    def of(cls, table: pandas.DataFrame, measure: str) -> Noise | None:
+        """Residuals of a least-squares fit of an effect an arm and one a seed (of each part of the data), or None."""
+        if measure not in table:
+            return None
+        rows = table.dropna(subset=[measure])
+        part = rows["train_fraction"].astype(str) if "train_fraction" in rows else ""
+        effects = {"arm": rows["arm"], "seed": rows["seed"].astype(str) + " " + part}
+        design = pandas.get_dummies(pandas.DataFrame(effects)).to_numpy(dtype=float)
+        values = rows[measure].to_numpy(dtype=float)
+        fit, _, rank, _ = numpy.linalg.lstsq(design, values, rcond=None)
+        freedom = len(values) - int(rank)
+        if freedom < 1:
+            return None
+        return cls(float(numpy.sqrt(((values - design @ fit) ** 2).sum() / freedom)), freedom)
 
 
 def read_findings(path: Path) -> list[Finding]:
@@ -103,16 +134,20 @@ def contrast_by_seed(table: pandas.DataFrame, claim: Claim) -> pandas.Series:
 
 
 def examine(table: pandas.DataFrame, claim: Claim) -> Result:
-    """Student's t on the contrast; with fewer than two seeds there is no verdict."""
+    """Mean, interval and verdict of a claim; with fewer than two seeds there is no verdict."""
     values = contrast_by_seed(table, claim)
     seeds = len(values)
+    mean = float(values.mean()) if seeds else math.nan
     if seeds < 2:
-        mean = float(values.mean()) if seeds else math.nan
         return Result(mean=mean, se=math.nan, low=math.nan, high=math.nan, seeds=seeds, verdict="not yet run")
-    mean, se = float(values.mean()), float(values.sem())
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1)) * se
+    se, freedom, pooled = float(values.sem()), seeds - 1, False
+    noise = Noise.of(table, claim.measure) if seeds < ENOUGH_SEEDS and claim.measure.endswith("top1") else None
+    if noise is not None and noise.freedom > freedom:
+        squares = sum(weight**2 for weight in claim.contrast.values())
+        se, freedom, pooled = noise.sd * math.sqrt(squares / seeds), noise.freedom, True
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * se
     verdict = judge(claim, mean - half, mean + half)
-    return Result(mean=mean, se=se, low=mean - half, high=mean + half, seeds=seeds, verdict=verdict)
+    return Result(mean=mean, se=se, low=mean - half, high=mean + half, seeds=seeds, verdict=verdict, pooled=pooled)
 
 
 def judge(claim: Claim, low: float, high: float) -> Verdict:

@@ -85,7 +85,7 @@ def _outcome(result: Result, claim: Claim, planned: Planned) -> tuple[str, str, 
     if result.seeds < 2:
         return f"{result.mean:+.{places}f}", "", "", seeds, said
     interval = f"{result.low:+.{places}f} to {result.high:+.{places}f}"
-    return f"{result.mean:+.{places}f}", f"{result.se:.{places}f}", interval, seeds, said
+    return f"{result.mean:+.{places}f}", f"{result.se:.{places}f}{' (all arms)' * result.pooled}", interval, seeds, said
 
 
 def _section(runs: Runs, finding: Finding, planned: Planned, out: Path) -> Iterator[str]:

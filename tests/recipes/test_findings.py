@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-from recipes.findings import Claim, examine, judge, read_findings
+from recipes.findings import Claim, Noise, examine, judge, read_findings
 from recipes.frames import by_arm, load_runs
 from tests.recipes.made_up import write_run
 
@@ -55,6 +55,25 @@ def test_a_contrast_may_be_of_differences() -> None:
 )
 def test_verdicts(low: float, high: float, expect: str, verdict: str) -> None:
     assert judge(claim(expect, margin=0.5 if expect in ("zero", "not negative") else 0.0, a=1), low, high) == verdict
+
+
+def test_the_noise_of_all_arms_is_what_arms_and_seeds_do_not_explain() -> None:
+    # Two arms, three seeds: effects of both and a residual of +-d in the first two seeds, 2 degrees of freedom.
+    d = 0.3
+    arms = table(a=[1.0 + d, 2.0 - d, 3.0], b=[5.0 - d, 6.0 + d, 7.0])
+    noise = Noise.of(arms, "m")
+    assert noise is not None and noise.freedom == 2
+    assert noise.sd == pytest.approx(math.sqrt(4 * d**2 / 2))
+
+
+def test_few_seeds_of_an_accuracy_use_the_noise_of_all_arms() -> None:
+    arms = table(a=[1.1, 1.9, 3.0], b=[0.0, 1.0, 2.0], c=[7.1, 8.0, 9.0], d=[4.0, 5.1, 6.0])
+    arms = arms.rename(columns={"m": "top1"})
+    wanted = Claim(text="c", measure="top1", contrast={"a": 1, "b": -1}, expect="positive")
+    noise = Noise.of(arms, "top1")
+    assert noise is not None and noise.freedom == 12 - 4 - 3 + 1
+    result = examine(arms, wanted)
+    assert result.pooled and result.se == pytest.approx(noise.sd * math.sqrt(2 / 3)) and result.verdict == "seen"
 
 
 def test_without_two_common_seeds_there_is_no_verdict() -> None:
