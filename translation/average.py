@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from codistill_ext.job.failures import Parser
-from codistill_ext.job.storage import save_checkpoint
+from codistill_ext.job.storage import save_whole
 from translation.safe_load import load_checkpoint
 
 NAMES = {"epoch": re.compile(r"checkpoint(\d+)\.pt"), "update": re.compile(r"checkpoint_\d+_(\d+)\.pt")}
@@ -71,7 +71,7 @@ def average(paths: list[Path]) -> dict[str, object]:
 
 def save(state: dict[str, object], path: Path) -> None:
     """Writes a checkpoint whole; nothing of what was there before is kept."""
-    save_checkpoint(state, path, before_rename=lambda: None)
+    save_whole(state, path)
 
 
 def main(arguments: list[str] | None = None) -> None:

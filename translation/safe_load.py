@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from codistill_ext.job.storage import UNREADABLE, load_plain, unreadable
+from codistill_ext.job.storage import load_plain, unreadable
 
 NAME = "translation.safe_load"
 COMMANDS = ("generate", "interactive", "train", "validate")
@@ -62,7 +62,9 @@ def named_checkpoints() -> Iterator[None]:
     def load_named(path: str, *args: Any, **kwargs: Any) -> Any:
         try:
             return load(path, *args, **kwargs)
-        except UNREADABLE as error:
+        except OSError:
+            raise
+        except Exception as error:  # torch.load raises many kinds
             raise UnreadableCheckpointError(unreadable(Path(path), error)) from error
 
     checkpoint_utils.load_checkpoint_to_cpu = load_named

@@ -13,7 +13,7 @@ from torch import nn
 from codistill_ext.groups import ModelGroups, model_directory
 from codistill_ext.job.randomness import random_states
 from codistill_ext.job.resume import Saved, agree, make_current
-from codistill_ext.job.storage import load_whole, previous_path, save_checkpoint
+from codistill_ext.job.storage import load_whole, previous_path, save_checkpoint, save_whole
 from vision.datasets import Data
 from vision.options import plain_options
 
@@ -58,7 +58,7 @@ def save_weights(path: Path, module: nn.Module) -> None:
         StorageError: it cannot be written, and the old file stays.
     """
     state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
-    save_checkpoint(state, path, before_rename=lambda: None)
+    save_whole(state, path)
 
 
 def load(directory: Path, groups: ModelGroups, *, continued: bool) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from codistill_ext.job.failures import Parser
 from codistill_ext.job.storage import load_whole
 from vision.checkpointing import checkpoint_path
 from vision.models import build_model
@@ -184,7 +185,7 @@ def export(run: Path, *, model: int | None, form: str, output: Path, weights: st
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="vision.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the --output-dir of a run")

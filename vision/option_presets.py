@@ -30,9 +30,7 @@ PRESETS: Mapping[str, Mapping[str, str]] = {
 
 def describe_preset(name: str, given: set[str]) -> str:
     """What a preset sets, without the options that the command line has ``given`` itself."""
-    values = [
-        f"--{option} {value}" for option, value in PRESETS[name].items() if option.replace("-", "_") not in given
-    ]
+    values = [f"--{option} {value}" for option, value in PRESETS[name].items() if option.replace("-", "_") not in given]
     return f"preset {name}: {' '.join(values)}"
 
 

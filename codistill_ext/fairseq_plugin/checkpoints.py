@@ -18,11 +18,12 @@ from fairseq import checkpoint_utils
 from fairseq_cli import train as fairseq_train
 from omegaconf import open_dict
 
+from codistill_ext.errors import Mistake
 from codistill_ext.exchange.wire.whole_files import put_in_place
 from codistill_ext.groups import ModelGroups
 from codistill_ext.job.failures import mistakes
 from codistill_ext.job.resume import Saved, agree, make_current
-from codistill_ext.job.storage import foreign_names, save_checkpoint, unreadable, writing
+from codistill_ext.job.storage import foreign_names, save_whole, unreadable, writing
 
 STATE_KEY = "codistill"  # in a checkpoint's extra_state
 _DEFAULT_RESTORE_FILE = "checkpoint_last.pt"
@@ -47,7 +48,7 @@ class CheckpointFiles:
         """Write a checkpoint of ``cut`` exchanges; ``copy`` then gives it other names."""
         self._cut = cut
         path = path.absolute()
-        save_checkpoint(state, path, before_rename=lambda: self._make_room(path))
+        save_whole(state, path, before_rename=lambda: self._make_room(path))
 
     def copy(self, source: str, target: str, overwrite: bool = True) -> bool:
         """In place of fairseq's ``PathManager.copy``."""
@@ -186,6 +187,23 @@ def load_checkpoint(cfg: Any, trainer: Any, **options: Any) -> Any:
         with open_dict(trainer.cfg):
             trainer.cfg.optimization.max_epoch = -1  # main looks at it next, and ends
     return loaded
+
+
+def load_to_cpu(path: str, *args: Any, **kwargs: Any) -> Any:
+    """In place of ``fairseq.checkpoint_utils.load_checkpoint_to_cpu``.
+
+    Raises:
+        Mistake: the file is none that is read without running what it brings along.
+    """
+    try:
+        return _fairseq_load_to_cpu(path, *args, **kwargs)
+    except OSError:
+        raise
+    except Exception as error:  # torch.load raises many kinds
+        raise Mistake(refused(Path(path), error)) from error
+
+
+_fairseq_load_to_cpu = checkpoint_utils.load_checkpoint_to_cpu
 
 
 def refused(path: Path, error: Exception) -> str:

@@ -319,6 +319,7 @@ def _inside_model_group(groups: ModelGroups, build_trainer: Callable[..., Codist
             replaced(fairseq_train, "get_valid_stats", logged_valid_stats),  # validation has no hook
             # Saved and resumed as if no kill could ever come; see checkpoints.py.
             replaced(checkpoint_utils, "load_checkpoint", checkpoints.load_checkpoint),
+            replaced(checkpoint_utils, "load_checkpoint_to_cpu", checkpoints.load_to_cpu),
             replaced(checkpoint_utils.PathManager, "copy", copy_whole),
             replaced(fairseq_train, "validate_and_save", checkpoints.at_updates_tried(validate_and_save)),
         ):

@@ -5,7 +5,6 @@
 
 import contextlib
 import hashlib
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from codistill_ext.fairseq_plugin.checkpoints import (
     load_precision_state,
     patience_state,
     precision_state,
-    refused,
 )
 from codistill_ext.fairseq_plugin.models import build_described, describe_model, plain_values
 from codistill_ext.fairseq_plugin.parts import part_of
@@ -247,10 +245,7 @@ class CodistillTrainer(Trainer):
             Mistake: it was saved with other options, the models' files do not belong together, or it holds
                 more than plain values.
         """
-        try:
-            extra_state = super().load_checkpoint(filename, reset_optimizer, *args, **kwargs)
-        except (pickle.UnpicklingError, EOFError) as error:
-            raise Mistake(refused(Path(filename), error)) from error
+        extra_state = super().load_checkpoint(filename, reset_optimizer, *args, **kwargs)
         state = (extra_state or {}).get(STATE_KEY)
         if state is not None and not reset_optimizer:
             self.model.load_codistill_state_dict(state)

@@ -35,23 +35,25 @@ def keep_previous(path: Path) -> None:
         put_in_place(path, previous_path(path))
 
 
-def save_checkpoint(obj: Any, path: Path, *, before_rename: Callable[[], None] | None = None) -> None:
+def save_checkpoint(obj: Any, path: Path) -> None:
     """Save with ``torch.save``, whole or not at all, and keep the one before as ``*.previous.*``.
 
     Killed at any moment it leaves a whole file at ``path``, the old or the new one.
 
-    Args:
-        before_rename: done instead of keeping the one before, when the new file is whole and has no name yet.
-
     Raises:
         StorageError: it cannot be written, and the old file stays.
     """
+    save_whole(obj, path, before_rename=lambda: keep_previous(path))
+
+
+def save_whole(obj: Any, path: Path, *, before_rename: Callable[[], None] | None = None) -> None:
+    """The same, and keep nothing.
+
+    Args:
+        before_rename: done when the new file is whole and does not have its name yet.
+    """
     with writing(path, lambda: saved_bytes(obj)):
-        write_atomically(
-            path,
-            lambda file: torch.save(obj, file),
-            before_rename=before_rename or (lambda: keep_previous(path)),
-        )
+        write_atomically(path, lambda file: torch.save(obj, file), before_rename=before_rename)
 
 
 @contextlib.contextmanager
@@ -177,12 +179,10 @@ def load_plain(path: Path, map_location: str = "cpu", *, mmap: bool = False) -> 
     """
     try:
         return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-    except UNREADABLE as error:
+    except OSError:
+        raise
+    except Exception as error:  # torch.load raises many kinds, some with the advice to run what is in the file
         raise ValueError(unreadable(path, error)) from error
-
-
-UNREADABLE = (pickle.UnpicklingError, EOFError, RuntimeError)
-"""What ``torch.load`` raises for a file that it does not read, some with the advice to run what is in it."""
 
 
 def unreadable(path: Path, error: Exception) -> str:
@@ -193,8 +193,9 @@ def unreadable(path: Path, error: Exception) -> str:
             f"{path} is not a checkpoint of tensors and plain values: it holds {', '.join(names)}, which could run any "
             f"code, and so nothing of it was loaded. Check that it is the right file, and where it comes from"
         )
-    if isinstance(error, RuntimeError):
-        return f"{path} is damaged, or no checkpoint ({str(error).splitlines()[0]}): take another one"
+    if zipfile.is_zipfile(path) or not isinstance(error, pickle.UnpicklingError | EOFError | IndexError):
+        reason = str(error).partition("\n")[0]
+        return f"{path} is damaged, or no checkpoint ({type(error).__name__}: {reason}): take another one"
     return f"{path} is not a checkpoint: it is no whole file of torch.save, and nothing of it was loaded"
 
 
