@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from codistill_ext.groups import ModelGroups
+from codistill_ext.job.failures import is_symptom
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 VOTE_EVERY = 10
@@ -39,13 +40,23 @@ class Preemption:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Catch the signals in this process, until the end of the block."""
+        """Catch the signals in this process, until the end of the block.
+
+        torchrun sends SIGTERM also when another rank has failed, which then shows here as a lost connection: the
+        signal does what it would have done.
+        """
         before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        lost_peer = False
         try:
             yield
+        except Exception as error:
+            lost_peer = is_symptom(error)
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            if lost_peer and self._received == signal.SIGTERM:
+                signal.raise_signal(signal.SIGTERM)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         # SIGTERM is the more urgent one, also between ranks.

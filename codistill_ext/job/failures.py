@@ -60,7 +60,7 @@ def command(name: str) -> Callable[[Callable[Parameters, Result]], Callable[Para
             try:
                 return function(*args, **kwargs)
             except Exception as error:
-                if _is_symptom(error):
+                if is_symptom(error):
                     _wait_to_be_ended()
                 if isinstance(error, Mistake):
                     end(f"{name}: error: {error}", status=2)
@@ -126,7 +126,7 @@ def end(sentence: str, *, status: int = 1) -> NoReturn:
     raise SystemExit(status)
 
 
-def _is_symptom(error: Exception) -> bool:
+def is_symptom(error: Exception) -> bool:
     """Whether it may only say that another rank has failed."""
     if isinstance(error, (PeerTimeoutError, dist.DistError)):
         return True

@@ -149,6 +149,20 @@ def test_the_ranks_hear_of_a_signal_at_the_same_update() -> None:
     assert (exit_code(signal.SIGTERM), exit_code(signal.SIGUSR1)) == (143, 0)
 
 
+@pytest.mark.parametrize(("error", "ends"), [(dist.DistError("gone"), True), (OSError("full"), False)])
+def test_a_signal_because_another_rank_failed_is_not_kept(error: Exception, ends: bool) -> None:
+    listener, seen = Preemption(ModelGroups.create(CodistillConfig()), timeout_s=60.0), []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        with pytest.raises(type(error)), listener.listening():
+            signal.raise_signal(signal.SIGTERM)
+            assert listener.agreed(1) == signal.SIGTERM and not seen
+            raise error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM] * ends
+
+
 def test_loading_processes_outlive_the_signal() -> None:
     batches = iter(DataLoader(range(40), num_workers=1, prefetch_factor=2, worker_init_fn=ignore_signals))
     seen = [next(batches).item()]
