@@ -99,7 +99,7 @@ def _exchange_much(rank: int, options: dict[str, Any]) -> tuple[Counter[int], di
     torch.manual_seed(rank)
     module = Net(width=WIDTH if config.exchange == "predictions" else 900, outputs=OUTPUTS)
     model = CodistillParallel(module, groups, config)
-    x = torch.ones(ROWS, 8)
+    x = torch.ones(ROWS if config.exchange == "predictions" else 4, 8)  # weights do not depend on it
     before = _received_bytes(groups)
     for _ in range(UPDATES):
         with torch.no_grad():

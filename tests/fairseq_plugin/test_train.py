@@ -123,7 +123,7 @@ def test_uneven_shards_and_a_short_last_update(data_bin: Path, tmp_path: Path) -
         "prepare = Trainer._prepare_sample\n"
         "def reported(self, sample, is_dummy=False):\n"
         "    if is_dummy and self.model.training:\n"
-        "        print('dummy batch on rank', os.environ['RANK'], flush=True)\n"
+        "        os.write(1, f\"dummy batch on rank {os.environ['RANK']}\\n\".encode())  # at once\n"
         "    return prepare(self, sample, is_dummy)\n"
         "Trainer._prepare_sample = reported\n"
         "train.cli_main()\n"

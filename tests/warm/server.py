@@ -27,7 +27,9 @@ LIBRARIES = [
     "pytest",
     "safetensors.torch",
     "yaml",
+    "torch.distributed.checkpoint",
     "torch.distributed.run",
+    "torch.distributed.tensor",
     "torch._dynamo",  # the first optimizer imports it
     "torch.utils.tensorboard",
     "torchvision",
@@ -109,7 +111,7 @@ class Server:
     def _start(self) -> None:
         client, _ = self._listener.accept()
         try:
-            client.settimeout(10)
+            client.settimeout(60)
             request, fds = receive_request(client)
         except (OSError, EOFError):  # it is not there any more
             client.close()
