@@ -15,6 +15,7 @@ from fairseq.models import distributed_fairseq_model
 from fairseq.trainer import Trainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map_only
 
 from codistill_ext.config import CodistillConfig
 from codistill_ext.errors import Mistake
@@ -231,8 +232,11 @@ class CodistillTrainer(Trainer):
         """Write a whole file or none."""
         if not self.should_save_checkpoint_on_current_rank:
             return None
-        state = utils.move_to_cpu(self.state_dict())
+        state = self.state_dict()
+        coupling = state["extra_state"].pop(STATE_KEY)
+        state = utils.move_to_cpu(state)  # it makes 16-bit tensors float32, and peers' weights must stay as they are
         state["extra_state"].update(plain_values(extra_state))
+        state["extra_state"][STATE_KEY] = tree_map_only(Tensor, lambda tensor: tensor.cpu(), coupling)
         path = Path(filename).absolute()
         self.files.save(state, path, cut_of(self._codistill_state))
         return str(path)
