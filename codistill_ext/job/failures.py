@@ -171,10 +171,10 @@ def _wait_to_be_ended() -> None:
     place = _meeting_place()
     if place is None:
         return
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    before = signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     _arrive(place)
     time.sleep(_PATIENCE_S)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, before)
 
 
 def _record(sentence: str) -> None:
