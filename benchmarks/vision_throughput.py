@@ -175,6 +175,7 @@ def compare(name: str, data: Path, images: int, args: argparse.Namespace) -> dic
         for role in roles if turn % 2 == 0 else roles[::-1]:
             seconds = run_in_process(role, name, data, args)
             rates[role].append(images / statistics.median(seconds["train"][1:]))
+            print(f"{name}, round {turn}, {role}: {rates[role][-1]:.2f} images/s", file=sys.stderr, flush=True)
     result: dict[str, Any] = {f"{role}_images_a_second": [round(rate, 2) for rate in rates[role]] for role in roles}
     if args.reference:
         ratios = [ours / theirs for ours, theirs in zip(rates["ours"], rates["reference"], strict=True)]
@@ -225,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--reference", type=Path, help="directory of torchvision's references/classification")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
-    parser.add_argument("--epochs", type=int, default=3, help="of each process; the first warms up (default: 3)")
+    parser.add_argument("--epochs", type=int, default=3, help="of each process, 2 or more; the first warms up")
     parser.add_argument("--images", type=int, help="pictures an epoch (default: of the case)")
     parser.add_argument("--workers", type=int, default=1, help="loading processes (default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="of the training process (default: 1)")
