@@ -13,6 +13,7 @@ VISION = ["torchvision>=0.29", "numpy>=1.26", "pillow>=10", "pyarrow>=20", "tqdm
 PLOTS = ["matplotlib>=3.8"]
 # The runner of experiments, tables and figures.
 RECIPES = [*PLOTS, "pandas>=2.2", "psutil>=5.9", "scipy>=1.11", "tabulate>=0.9"]
+HOSTS = ["transformers>=5.24,<6", "accelerate>=1.15"]  # Hugging Face Trainer and Accelerate loops
 DEV = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.6", "mypy>=1.11", "types-PyYAML"]
 
 setup(
@@ -31,6 +32,7 @@ setup(
         "translation": TRANSLATION + PLOTS,
         "vision": VISION + PLOTS,
         "recipes": RECIPES,
+        "huggingface": HOSTS,
         "dev": DEV,
     },
 )

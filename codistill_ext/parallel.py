@@ -58,6 +58,9 @@ class CodistillParallel(nn.Module):
         horizon: the length of the run, for an alpha with places in epochs, shares of the run or decays of the learning
             rate; ``set_horizon`` does the same later.
 
+    Attributes:
+        autocast: what the last forward pass was cast to, or None. A host that runs the module itself sets it.
+
     Raises:
         ValueError: the options, or the models where they must be alike, differ between ranks; or nothing would
             average the gradients of a module with DTensors.
@@ -84,7 +87,7 @@ class CodistillParallel(nn.Module):
         self._watch: UpdateWatch | None = UpdateWatch(module)
         self._has_left = False
         self._logits_of = logits_of or _identity
-        self._autocast: torch.dtype | None = None  # of the last forward pass
+        self.autocast: torch.dtype | None = None
         wrap = _wrapper(module, groups, data_parallel)
         description = description or describe_class(module)
         # Made before the module is sharded: afterwards it cannot be copied.
@@ -134,7 +137,7 @@ class CodistillParallel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         enabled = torch.is_autocast_enabled(self._device_type)
-        self._autocast = torch.get_autocast_dtype(self._device_type) if enabled else None
+        self.autocast = torch.get_autocast_dtype(self._device_type) if enabled else None
         return self.module(*args, **kwargs)
 
     def codistill(
@@ -167,7 +170,7 @@ class CodistillParallel(nn.Module):
                 "them, or use --codistill-encoding full or half"
             )
         student_NC = _rows(logits, mask)
-        batch = Batch(inputs, student_NC, lambda output: self._rows_of(output, mask), self._autocast)
+        batch = Batch(inputs, student_NC, lambda output: self._rows_of(output, mask), self.autocast)
         teachers_NC = self.exchange.targets(batch, update=self.updates, wanted=alpha > 0)
         if self._watch is not None:
             self._watch.check(self.groups, self.updates, self.exchange.peer_updates)

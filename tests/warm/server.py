@@ -43,6 +43,8 @@ LIBRARIES = [
     "fairseq.options",
     "fairseq.tasks",
     "fairseq.trainer",
+    "accelerate",
+    "transformers.trainer_seq2seq",
 ]
 OURS = ["codistill_ext", "tests.core.training"]
 
