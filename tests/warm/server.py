@@ -53,15 +53,22 @@ def main() -> None:
     directory, *fds = sys.argv[1:]
     commands, ranks = (socket.socket(fileno=int(fd)) for fd in fds)
     variables = _import_libraries()
-    others = os.fork()
-    if others == 0:
-        for module in OURS:
-            importlib.import_module(module)
+    of_commands = os.fork() != 0
+    if not of_commands:
+        _import(OURS)
+    mine, other = (commands, ranks) if of_commands else (ranks, commands)
+    other.close()  # so that its clients are told if its server has died
     gc.disable()
     gc.freeze()  # a collection would write to what the processes share
-    Server(commands if others else ranks, variables, python=os.path.join(directory, "python")).serve()
-    if others:
+    Server(mine, variables, python=os.path.join(directory, "python")).serve()
+    if of_commands:
         shutil.rmtree(directory)
+
+
+def _import(modules: list[str]) -> None:
+    for name in modules:
+        with contextlib.suppress(Exception):  # it is told to those who need it
+            importlib.import_module(name)
 
 
 def _import_libraries() -> dict[str, str]:
@@ -70,9 +77,7 @@ def _import_libraries() -> dict[str, str]:
     errors = os.dup(2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     with warnings.catch_warnings():
-        for name in LIBRARIES:
-            with contextlib.suppress(ModuleNotFoundError):  # of an extra that is not installed
-                importlib.import_module(name)
+        _import(LIBRARIES)
     os.dup2(errors, 2)
     os.close(errors)
     logging.root.handlers.clear()  # modules of fairseq's configure it
