@@ -14,6 +14,7 @@ PLOTS = ["matplotlib>=3.8"]
 # The runner of experiments, tables and figures.
 RECIPES = [*PLOTS, "pandas>=2.2", "psutil>=5.9", "scipy>=1.11", "tabulate>=0.9"]
 HOSTS = ["transformers>=5.24,<6", "accelerate>=1.15"]  # Hugging Face Trainer and Accelerate loops
+FABRIC = ["lightning-fabric>=2.6,<3"]
 DEV = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.6", "mypy>=1.11", "types-PyYAML"]
 
 setup(
@@ -33,6 +34,7 @@ setup(
         "vision": VISION + PLOTS,
         "recipes": RECIPES,
         "huggingface": HOSTS,
+        "fabric": FABRIC,
         "dev": DEV,
     },
 )

@@ -1,4 +1,4 @@
-"""Hosts that users already have: Hugging Face's Trainer and Accelerate. Each is an extra.
+"""Hosts that users already have: Hugging Face's Trainer and Accelerate, Lightning Fabric. Each is an extra.
 
 Modules here may import the core, ``job/`` and their own host; nothing of the core imports them.
 """

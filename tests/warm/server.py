@@ -44,6 +44,7 @@ LIBRARIES = [
     "fairseq.tasks",
     "fairseq.trainer",
     "accelerate",
+    "lightning_fabric",
     "transformers.trainer_seq2seq",
 ]
 OURS = ["codistill_ext", "tests.core.training"]
