@@ -10,6 +10,7 @@ TRANSLATION = [
     "sentencepiece>=0.2",
 ]
 VISION = ["torchvision>=0.29", "numpy>=1.26", "pillow>=10", "pyarrow>=20", "tqdm>=4.60"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]
 PLOTS = ["matplotlib>=3.8"]
 # The runner of experiments, tables and figures.
 RECIPES = [*PLOTS, "pandas>=2.2", "psutil>=5.9", "scipy>=1.11", "tabulate>=0.9"]
@@ -35,6 +36,7 @@ setup(
         "recipes": RECIPES,
         "huggingface": HOSTS,
         "fabric": FABRIC,
+        "docs": DOCS,
         "dev": DEV,
     },
 )

@@ -9,7 +9,8 @@ def agreement(first: Tensor, second: Tensor, mask: Tensor | None = None) -> floa
     """Share of the positions at which two models' most likely outputs are the same.
 
     Args:
-        first, second: logits or probabilities of shape (..., C).
+        first: logits or probabilities of shape (..., C).
+        second: the other model's, of the same shape.
         mask: of shape (...), true where a position counts.
     """
     same = first.argmax(dim=-1) == second.argmax(dim=-1)

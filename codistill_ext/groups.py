@@ -53,15 +53,20 @@ class ModelGroups:
     the same place in their model, one of each model.
 
     Attributes:
-        rank, world_size: of the whole job.
-        model_index, num_models: which model this rank trains, of how many.
-        rank_in_model, ranks_a_model: this rank's place among the ranks of its model.
-        data_rank, data_size: which share of its model's data this rank reads, of how many; fewer than ranks where
-            some read the same batch (tensor and context parallelism).
+        rank: in the whole job.
+        world_size: ranks of the whole job.
+        model_index: which model this rank trains.
+        num_models: how many there are.
+        rank_in_model: this rank's place among the ranks of its model.
+        ranks_a_model: how many these are.
+        data_rank: which share of its model's data this rank reads.
+        data_size: how many shares there are; fewer than ranks where some read the same batch (tensor and context
+            parallelism).
         separate_jobs: whether the other models are trained by jobs of their own (exchange of files).
         mesh: dimension ``codistill`` and those inside a model, or None for one process alone.
         model_mesh: the part of it inside this model, for ``fully_shard`` and the like.
-        model_group, peer_group: process groups of the device's backend, or None for groups of one.
+        model_group: process group of the device's backend, or None for a group of one.
+        peer_group: the same.
     """
 
     def __init__(

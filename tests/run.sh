@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv (2 to 10 minutes, once), then style, types and tests. Arguments go to pytest:
+# Makes .venv (2 to 10 minutes, once), then style, types, the site of docs/ with broken links as errors, and tests. Arguments go to pytest:
 #   bash tests/run.sh -m quick       # what starts no commands: about a minute
 #   bash tests/run.sh tests/translation -k prepare
 #   bash tests/run.sh --real-python  # a real interpreter for each command, as users start them: slow
@@ -15,5 +15,7 @@ echo "== ruff"
 "$VENV/bin/ruff" check .
 echo "== mypy"
 "$VENV/bin/mypy"
+echo "== docs"
+NO_MKDOCS_2_WARNING=1 "$VENV/bin/mkdocs" build --quiet --strict
 echo "== pytest: a few minutes on 2 cores"
 "$VENV/bin/python" -m pytest -n auto --maxprocesses 4 --dist worksteal "$@"

@@ -14,6 +14,8 @@ from codistill_ext.config import flag
 from tests.commands import ROOT, run, torchrun
 
 README = ROOT / "README.md"
+LOOP = ROOT / "docs" / "loop.md"
+OPTIONS = ROOT / "docs" / "options.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -22,10 +24,14 @@ def code_blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
+def _program() -> str:
+    (block,) = (block for block in code_blocks(LOOP, "python") if "# NEW" in block)
+    return block
+
+
 @pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.real_python), 4])
 def test_the_loop_trains_two_models_that_differ(tmp_path: Path, processes: int) -> None:
-    (block,) = code_blocks(README, "python")
-    assert block.count("# NEW") + block.count("# CHANGED") == 8
+    block = _program()
     (tmp_path / "loop.py").write_text(block)
     output = run(torchrun(processes, "loop.py"), cwd=tmp_path)
     assert "Warning" not in output
@@ -35,8 +41,19 @@ def test_the_loop_trains_two_models_that_differ(tmp_path: Path, processes: int) 
     assert 85 < agreement < 100 and distance > 1, output
 
 
+def test_the_readme_shows_the_lines_of_the_loop_that_are_not_those_of_a_plain_one() -> None:
+    (shown,) = code_blocks(README, "diff")
+    added = [line.removeprefix("+").strip() for line in shown.splitlines() if line.startswith("+")]
+    marked = re.findall(r"^ *(.*?)  # (?:NEW|CHANGED from: (.*))", _program(), re.MULTILINE)
+    assert added == [line for line, _ in marked]
+    removed = [line.removeprefix("-") for line in shown.splitlines() if line.startswith("-")]
+    before = [plain for _, plain in marked if plain]
+    assert all(line.endswith(plain) for line, plain in zip(removed, before, strict=True))
+    assert (len(removed), len(added)) == (3, 8)
+
+
 def test_the_options_table_names_every_option_with_its_default() -> None:
-    rows = re.findall(r"^\| `(--codistill-\S+)` \| `?(\S+?)`? \| (.*) \|$", README.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(--codistill-\S+)` \| `?(\S+?)`? \| (.*) \|$", OPTIONS.read_text(), re.MULTILINE)
     assert [(name, default) for name, default, _ in rows] == [
         (flag(option.name), str(option.default) or "(empty)") for option in dataclasses.fields(CodistillConfig)
     ]
@@ -52,7 +69,7 @@ def test_a_page_names_what_exists(page: Path) -> None:
     options = {flag(option.name) for option in dataclasses.fields(CodistillConfig)}
     options.add("--codistill-label-smoothing")  # of fairseq's criterion alone
     assert set(re.findall(r"--codistill-[a-z][a-z-]*[a-z]", text)) <= options
-    for target in re.findall(r"\]\(([^)]+)\)", text):
+    for target in re.findall(r"\]\((?!https://)([^)]+)\)", text):
         file, _, heading = target.partition("#")
         linked = (page.parent / file).resolve() if file else page
         assert linked.exists(), target

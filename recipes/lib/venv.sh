@@ -62,7 +62,7 @@ install_all() {
     step pip -c requirements/constraints.txt --upgrade pip
     step fairseq --no-deps --require-hashes -r requirements/fairseq.txt
     step torch -c requirements/constraints.txt torch torchvision
-    step codistill_ext -c requirements/constraints.txt -e '.[translation,vision,recipes,huggingface,fabric,dev]'
+    step codistill_ext -c requirements/constraints.txt -e '.[translation,vision,recipes,huggingface,fabric,docs,dev]'
     stamp >"$VENV/installed"
     echo "== installed in $((SECONDS - start)) seconds"
 }

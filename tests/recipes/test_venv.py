@@ -11,7 +11,7 @@ from recipes.pip_install import pip_error
 from tests.commands import ROOT, run, stand_in
 from vision.retrying import TRIES, Failure
 
-STEPS = ["pip", "fairseq.txt", "torch", ".[translation,vision,recipes,huggingface,fabric,dev]"]
+STEPS = ["pip", "fairseq.txt", "torch", ".[translation,vision,recipes,huggingface,fabric,docs,dev]"]
 NO_VERSION = "ERROR: No matching distribution found for torch"
 BROKEN = "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError('no route')': /torch/"
 REFUSED = "WARNING: lapse\nERROR: Could not find a version that satisfies the requirement torch\n" + NO_VERSION
