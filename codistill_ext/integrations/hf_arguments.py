@@ -1,6 +1,7 @@
 """TrainingArguments of one model among others: what becomes its own, and what is refused."""
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,8 @@ def own_arguments(args: Any, world: OwnWorld) -> Any:
     own.output_dir = str(model_directory(Path(args.output_dir), groups.model_index))
     own.seed = model_seed(args.seed, groups.model_index)
     own.data_seed = data_seed(world.config, groups, _job_seed(args))
-    if getattr(args, "run_name", None):
+    if args.run_name:
         own.run_name = f"{args.run_name}-model{groups.model_index}"
-    if getattr(args, "logging_dir", None):
-        own.logging_dir = str(model_directory(Path(args.logging_dir), groups.model_index))
     own.log_on_each_node = False  # else only the models that have a node's first rank would log
     return own
 
@@ -80,6 +79,10 @@ def _refused(trainer: Any, world: OwnWorld) -> list[tuple[bool, str]]:
         (
             args.save_total_limit == 1,
             "save_total_limit=1 deletes a model's last checkpoint before the others have theirs: keep at least 2",
+        ),
+        (
+            "TENSORBOARD_LOGGING_DIR" in os.environ,
+            "TENSORBOARD_LOGGING_DIR is one directory for all models: leave it out, and each logs in its output_dir",
         ),
         (args.use_liger_kernel, "use_liger_kernel returns no logits, which are what models exchange"),
         (

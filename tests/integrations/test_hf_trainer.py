@@ -126,6 +126,19 @@ def test_a_model_that_stops_early_leaves_the_other_alone_and_each_finds_its_own_
     assert [line["codistillation_loss"] == 0.0 for line in first["log"] if "loss" in line] == [False, False, True]
 
 
+def test_separate_jobs_exchange_files_and_alpha_knows_how_long_a_run_is(tmp_path: Path) -> None:
+    given = arguments(str(tmp_path / "runs"), bf16=True)
+    options = {"models": 2, "exchange": "files", "dir": str(tmp_path / "shared"), "period": 2, "lag": 0}
+    options |= {"alpha": "0~1@50%"}
+    (first,) = run_ranks(1, coupled, 1, options | {"model_index": 0}, given)
+    (second,) = run_ranks(1, coupled, 1, options | {"model_index": 1}, given)
+    assert [line["alpha"] for line in first["log"] if "loss" in line] == pytest.approx([2 / 3, 1.0, 1.0])
+    terms = [[line["codistillation_loss"] for line in job["log"] if "loss" in line] for job in (first, second)]
+    assert terms[0] == [0.0, 0.0, 0.0], "nobody else had begun"
+    assert terms[1][0] == 0.0 and min(terms[1][1:]) > 0.0
+    assert [Path(job["directory"]).name for job in (first, second)] == ["model0", "model1"]
+
+
 def test_seq2seq_with_label_smoothing_and_generation(tmp_path: Path) -> None:
     given = arguments(str(tmp_path), eval_strategy="steps", eval_steps=3)
     for result in run_ranks(2, seq2seq, 2, given):
@@ -172,6 +185,9 @@ def test_what_would_break_the_models_is_refused(given: dict[str, Any], words: st
     groups = SimpleNamespace(rank_in_model=0, ranks_a_model=1)
     world: Any = SimpleNamespace(groups=groups, config=CodistillConfig(models=2))
     check_trainer(SimpleNamespace(args=SimpleNamespace(**usual)), world)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="each logs in its output_dir"):
+        patch.setenv("TENSORBOARD_LOGGING_DIR", "runs")
+        check_trainer(SimpleNamespace(args=SimpleNamespace(**usual)), world)
     with pytest.raises(ValueError, match=words):
         check_trainer(SimpleNamespace(args=SimpleNamespace(**usual | given)), world)
     world.config = CodistillConfig()
