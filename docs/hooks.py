@@ -51,6 +51,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return LINK.sub(link, markdown)
 
 
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Keep the dashes of an option on the line of its first word: browsers break lines behind any dash."""
+
+    def code(match: re.Match[str]) -> str:
+        return re.sub(r"(?<![\w-])--?\w+", r'<span class="option">\g<0></span>', match[0])
+
+    return re.sub(r"<code>[^<]+</code>", code, html)
+
+
 def _recipes() -> str:
     """What the recipes say of themselves, one directory after the other."""
     parts = []
