@@ -4,6 +4,7 @@ Links are written for the checkout, where ``../results/cifar10/README.md`` is a 
 between its pages. What a link leads to and the site does not have is a warning, so ``--strict`` fails.
 """
 
+import ast
 import posixpath
 import re
 from pathlib import Path
@@ -64,14 +65,22 @@ def _recipes() -> str:
     """What the recipes say of themselves, one directory after the other."""
     parts = []
     for directory in sorted(path for path in (ROOT / "recipes").iterdir() if path.is_dir() and path.name != "lib"):
-        recipes = sorted(path for path in directory.glob("*.sh") if path.name != "lib.sh")
+        recipes = sorted(path for path in directory.iterdir() if _is_started(path))
         if recipes:
             parts += [f"## recipes/{directory.name}", *(_recipe(path) for path in recipes)]
     return "\n\n".join(parts)
 
 
+def _is_started(path: Path) -> bool:
+    if path.suffix == ".py":
+        return "__main__" in path.read_text() and ast.get_docstring(ast.parse(path.read_text())) is not None
+    return path.suffix == ".sh" and path.name != "lib.sh"
+
+
 def _recipe(path: Path) -> str:
-    """The comment at the top of a recipe; what is indented in it is a command, cost and result stand by themselves."""
+    """The words at the top of a recipe; what is indented in them is a command, cost and result stand by themselves."""
+    if path.suffix == ".py":
+        return f"### {path.name}\n\n{ast.get_docstring(ast.parse(path.read_text()))}"
     comment = []
     for line in path.read_text().splitlines()[1:]:
         if not line.startswith("#"):
