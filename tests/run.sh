@@ -16,6 +16,6 @@ echo "== ruff"
 echo "== mypy"
 "$VENV/bin/mypy"
 echo "== docs"
-NO_MKDOCS_2_WARNING=1 "$VENV/bin/mkdocs" build --quiet --strict
+NO_MKDOCS_2_WARNING=1 "$VENV/bin/mkdocs" build --strict # --quiet would hide broken links from --strict, too
 echo "== pytest: a few minutes on 2 cores"
 "$VENV/bin/python" -m pytest -n auto --maxprocesses 4 --dist worksteal "$@"
