@@ -10,11 +10,11 @@ import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-ELSEWHERE = ("recipes/*/README.md", "results/*/*.md", "results/*/*.yaml", "results/**/*.png", "CITATION.cff")
+ELSEWHERE = ("recipes/*/README.md", "results/*/*.md")  # pages; what pages link to comes along
 HOSTS = "Trainers and hosts"
 RECIPES = "<!-- recipes -->"
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
@@ -30,10 +30,14 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Take in the files from outside docs/, under the path that they have in the checkout."""
+    """Take in the pages from outside docs/, under the path that they have in the checkout."""
     for path in sorted(path for pattern in ELSEWHERE for path in ROOT.glob(pattern)):
-        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
+        files.append(_file(config, path.relative_to(ROOT).as_posix()))
     return files
+
+
+def _file(config: MkDocsConfig, name: str) -> File:
+    return File.generated(config, name, abs_src_path=str(ROOT / name), inclusion=InclusionLevel.INCLUDED)
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -44,9 +48,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     directory = posixpath.dirname(f"docs/{here}" if inside else here)
 
     def link(match: re.Match[str]) -> str:
-        target = posixpath.normpath(posixpath.join(directory, match[1])).removeprefix("docs/")
-        if target not in files.src_uris and not (ROOT / "docs" / target).exists():
-            return match[1]  # as it is: MkDocs says that it leads nowhere
+        name = posixpath.normpath(posixpath.join(directory, match[1]))
+        target = name.removeprefix("docs/")
+        if target not in files.src_uris:
+            if not name.startswith(("docs/", "../")) and (ROOT / name).is_file():
+                files.append(_file(config, name))
+            else:
+                return match[1]  # as it is: MkDocs says that it leads nowhere
         return posixpath.relpath(target, posixpath.dirname(here) or ".")
 
     return LINK.sub(link, markdown)
