@@ -61,7 +61,8 @@ def logits_of(outputs: Any) -> Tensor:
 
 def teacher_inputs(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
     """Without labels, from which a teacher would compute a loss; but some decoders are fed from them."""
-    fed_from_labels = getattr(model.config, "is_encoder_decoder", False) and "decoder_input_ids" not in inputs
+    is_fed = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    fed_from_labels = is_fed and "decoder_input_ids" not in inputs
     return {name: value for name, value in inputs.items() if fed_from_labels or name not in ("labels", "shift_labels")}
 
 

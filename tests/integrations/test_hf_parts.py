@@ -68,7 +68,8 @@ def test_a_teacher_gets_labels_only_as_input_of_its_decoder() -> None:
 
     given = {"input_ids": 1, "labels": 2}
     decoder, alone = (SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=flag)) for flag in (True, False))
-    assert teacher_inputs(given, alone) == {"input_ids": 1}
+    for model in alone, torch.nn.Linear(1, 1):
+        assert teacher_inputs(given, model) == {"input_ids": 1}
     assert teacher_inputs(given, decoder) == given
     assert teacher_inputs(given | {"decoder_input_ids": 3}, decoder) == {"input_ids": 1, "decoder_input_ids": 3}
 
