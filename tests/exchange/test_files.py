@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from codistill_ext.errors import PeerTimeoutError
 from codistill_ext.exchange.wire.description import ModelDescription
 from codistill_ext.exchange.wire.weight_file import write_weights
 from codistill_ext.exchange.wire.weights import WeightPacker
-from tests.exchange.jobs import Job, newest, read
+from tests.exchange.jobs import PUBLISHER, READER, Job, newest, read
 from tests.naive import Net
 from tests.ranks import run_ranks
 from tests.states import assert_same, without
@@ -169,7 +170,12 @@ def test_a_job_resumed_beside_the_same_peer_files_ends_with_the_same_bits(tmp_pa
 def test_the_staleness_policies(tmp_path: Path) -> None:
     Job(tmp_path, 1).step(2)
     dropping = Job(tmp_path, 0, stale_policy="drop", max_staleness=4)
-    assert [dropping.step() for _ in range(9)] == [0, 0, 0, 1, 1, 1, 1, 0, 0], (
+    read_late = threading.Event()
+    dropping.thread(READER).submit(read_late.wait)
+    assert dropping.step(2, settle=(PUBLISHER,)) == 0
+    read_late.set()
+    dropping.settle()
+    assert [dropping.step() for _ in range(7)] == [0, 1, 1, 1, 1, 0, 0], (
         "not waited for after update 2, older than 4 from update 7 on"
     )
     for path in (tmp_path / "model0").iterdir():
