@@ -19,10 +19,12 @@ from codistill_ext.parallel import CodistillParallel
 from codistill_ext.schedules import Curve, Horizon, Schedule
 
 NAME = "codistill_label_smoothed_ce"
-LABEL_SMOOTHING = FLAG_PREFIX + "label_smoothing"
-_LABEL_SMOOTHING_HELP = (
-    "label smoothing in training as a schedule, such as 0.1~0@50%%; validation keeps --label-smoothing"
-)
+# Regularisation as schedules over the run.
+SCHEDULED = {
+    "label_smoothing": "label smoothing in training as a schedule, such as 0.1~0@50%%; validation keeps "
+    "--label-smoothing",
+    "dropout": "share that is dropped in training as a schedule, such as 0.3~0@50%%; replaces --dropout",
+}
 
 # The core declares the options; fairseq wants them as fields of the criterion.
 CodistillLabelSmoothedCEConfig = dataclasses.make_dataclass(
@@ -38,27 +40,31 @@ CodistillLabelSmoothedCEConfig = dataclasses.make_dataclass(
         )
         for option in dataclasses.fields(CodistillConfig)
     ]
-    + [(LABEL_SMOOTHING, str, dataclasses.field(default="", metadata={"help": _LABEL_SMOOTHING_HELP}))],
+    + [
+        (FLAG_PREFIX + name, str, dataclasses.field(default="", metadata={"help": text}))
+        for name, text in SCHEDULED.items()
+    ],
     bases=(LabelSmoothedCrossEntropyCriterionConfig,),
     namespace={"__module__": __name__},
 )
 
 
-def smoothing_schedule(cfg: Any) -> Schedule | None:
-    """The label smoothing in training, if it is not fairseq's constant.
+def regularisation(cfg: Any) -> dict[str, Schedule]:
+    """What of ``SCHEDULED`` is not fairseq's constant, by name.
 
     Raises:
-        ValueError: it is no schedule, or not of shares of the mass.
+        ValueError: it is no schedule, or not of shares of a whole.
     """
-    text = getattr(cfg, LABEL_SMOOTHING)
-    if not text:
-        return None
+    return {name: _shares(name, text) for name in SCHEDULED if (text := getattr(cfg, FLAG_PREFIX + name))}
+
+
+def _shares(name: str, text: str) -> Schedule:
     try:
         schedule = Schedule.parse(text)
     except ValueError as error:
-        raise ValueError(f"{flag('label_smoothing')}: {error}") from None
+        raise ValueError(f"{flag(name)}: {error}") from None
     if max(schedule.values) >= 1:
-        raise ValueError(f"{flag('label_smoothing')} must be less than 1 throughout, not {text}")
+        raise ValueError(f"{flag(name)} must be less than 1 throughout, not {text}")
     return schedule
 
 
@@ -87,14 +93,17 @@ class CodistillLabelSmoothedCE(LabelSmoothedCrossEntropyCriterion):
 
     models = 1
     eps: float
-    smoothing_schedule: Schedule | None = None
-    _curve: Curve | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.schedules: dict[str, Schedule] = {}
+        self._curves: dict[str, Curve] = {}
 
     @classmethod
     def build_criterion(cls, cfg: Any, task: Any) -> "CodistillLabelSmoothedCE":
         criterion = cls(task, cfg.sentence_avg, cfg.label_smoothing, cfg.ignore_prefix_size, cfg.report_accuracy)
         criterion.models = cfg.codistill_models
-        criterion.smoothing_schedule = smoothing_schedule(cfg)
+        criterion.schedules = regularisation(cfg)
         return criterion
 
     def set_horizon(self, horizon: Horizon) -> None:
@@ -103,19 +112,18 @@ class CodistillLabelSmoothedCE(LabelSmoothedCrossEntropyCriterion):
         Raises:
             ValueError: the schedule does not fit the run.
         """
-        if self.smoothing_schedule is not None:
-            self._curve = self.smoothing_schedule.resolve(horizon, flag("label_smoothing"))
+        self._curves = {name: schedule.resolve(horizon, flag(name)) for name, schedule in self.schedules.items()}
 
-    def smoothing_at(self, update: int) -> float:
-        """The label smoothing that an update is made with."""
-        return self.eps if self._curve is None else self._curve(update)
+    def regularisation_at(self, update: int) -> dict[str, float]:
+        """The label smoothing that an update is made with, and the dropout if it has a schedule."""
+        return {"label_smoothing": self.eps} | {name: curve(update) for name, curve in self._curves.items()}
 
     @contextlib.contextmanager
     def _smoothing(self, model: Any) -> Iterator[None]:
         """With the label smoothing in force; in validation it is fairseq's constant."""
         constant = self.eps
-        if self._curve is not None and model.training:
-            self.eps = self._curve(model.updates)
+        if self._curves and model.training:
+            self.eps = self.regularisation_at(model.updates)["label_smoothing"]
         try:
             yield
         finally:

@@ -28,7 +28,7 @@ from hydra.utils import to_absolute_path
 from omegaconf import OmegaConf, open_dict
 
 from codistill_ext.config import CodistillConfig
-from codistill_ext.criterions.codistill_label_smoothed_ce import smoothing_schedule
+from codistill_ext.criterions.codistill_label_smoothed_ce import regularisation
 from codistill_ext.fairseq_plugin import checkpoints
 from codistill_ext.fairseq_plugin.models import plain_values
 from codistill_ext.fairseq_plugin.trainer import CodistillTrainer, replaced
@@ -129,7 +129,7 @@ def prepare(cfg: Any) -> None:
         ValueError: what was expected, what came, what to change.
     """
     config = options_of(cfg)
-    smoothing_schedule(cfg.criterion)
+    regularisation(cfg.criterion)
     if config.models > 1:
         _refuse(cfg)
     if HydraConfig.initialized():

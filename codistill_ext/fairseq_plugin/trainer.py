@@ -29,6 +29,7 @@ from codistill_ext.fairseq_plugin.checkpoints import (
     patience_state,
     precision_state,
 )
+from codistill_ext.fairseq_plugin.dropout import set_dropout
 from codistill_ext.fairseq_plugin.models import build_described, describe_model, plain_values
 from codistill_ext.fairseq_plugin.parts import part_of
 from codistill_ext.groups import ModelGroups
@@ -128,7 +129,9 @@ class CodistillTrainer(Trainer):
     def train_step(self, samples: Any, raise_oom: bool = False) -> Any:
         """One update, and one step of the exchange whether or not the optimizer skipped it."""
         self.model.in_step = True
-        settings = {"alpha": self.model.alpha, "label_smoothing": self._criterion.smoothing_at(self.model.updates)}
+        settings = {"alpha": self.model.alpha, **self._criterion.regularisation_at(self.model.updates)}
+        if "dropout" in settings:
+            set_dropout(self.model.plain, settings["dropout"])
         # A batch that one model gives up for want of memory would leave its peers waiting.
         each_batch_counts = self.config.active and self.config.exchange == "predictions"
         output = super().train_step(samples, raise_oom=raise_oom or each_batch_counts)

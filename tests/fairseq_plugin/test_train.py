@@ -11,7 +11,7 @@ import pytest
 import torch
 from fairseq import options as fairseq_options
 
-from codistill_ext.criterions.codistill_label_smoothed_ce import smoothing_schedule
+from codistill_ext.criterions.codistill_label_smoothed_ce import regularisation
 from codistill_ext.fairseq_plugin import launch
 from codistill_ext.tasks import codistill_translation  # noqa: F401  registers the criterion
 from tests.commands import run, script, torchrun
@@ -255,8 +255,9 @@ def test_resuming_another_run_is_refused(
     assert message in train(data_bin, tmp_path / "run", *options, "--max-update", "14", processes=processes, fails=True)
 
 
-def test_alpha_and_label_smoothing_follow_their_schedules(data_bin: Path, tmp_path: Path) -> None:
+def test_alpha_label_smoothing_and_dropout_follow_their_schedules(data_bin: Path, tmp_path: Path) -> None:
     schedules = ["--codistill-alpha", "0~1@10up", "--codistill-label-smoothing", "0.1,0@50%", "--label-smoothing", "0"]
+    schedules += ["--codistill-dropout", "0.5~0@10up"]
     train(data_bin, tmp_path, *TWO, *schedules, "--max-update", "12", processes=2)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for index in range(2):
@@ -271,6 +272,8 @@ def test_alpha_and_label_smoothing_follow_their_schedules(data_bin: Path, tmp_pa
         assert all(gaps[update] != 0 for update in (2, 4, 6)) and gaps[8] == gaps[10] == gaps[12] == 0
         smoothing = [line[f"model{index}/train/label_smoothing"] for line in trained]
         assert smoothing == [0.1] * 3 + [0] * 3
+        dropout = [line[f"model{index}/train/dropout"] for line in trained]
+        assert dropout == pytest.approx([0.45, 0.35, 0.25, 0.15, 0.05, 0])
         (valid,) = [line for line in lines if f"model{index}/valid/loss" in line]
         assert valid[f"model{index}/valid/loss"] == valid[f"model{index}/valid/nll_loss"]
 
@@ -281,4 +284,4 @@ def test_a_label_smoothing_that_does_not_fit_is_refused(data_bin: Path, tmp_path
     assert message in train(data_bin, tmp_path, *CRITERION, *options, fails=True)
     for text, message in [("fast", "expected finite numbers"), ("1,0@5up", "must be less than 1 throughout")]:
         with pytest.raises(ValueError, match=f"--codistill-label-smoothing.*{message}"):
-            smoothing_schedule(SimpleNamespace(codistill_label_smoothing=text))
+            regularisation(SimpleNamespace(codistill_label_smoothing=text, codistill_dropout=""))
