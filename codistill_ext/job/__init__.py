@@ -1,4 +1,5 @@
 """What any trainer's job needs: whole checkpoints, resuming, logs, settings of single models, rendezvous.
 
-May import ``groups``, the errors and the whole files of ``exchange/wire``; nothing of the method imports it.
+May import ``groups``, the errors, the files of ``exchange/wire`` and, to save its state in shards, the wrapper;
+nothing of the method imports it.
 """
