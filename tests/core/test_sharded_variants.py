@@ -100,6 +100,7 @@ def _train_variants(rank: int) -> list[dict[str, Any]]:
         found.append(
             result
             | {
+                "layout": teacher.packer.whole.layout,
                 "dtypes": (logits.dtype, seen[0]),
                 "kinds": {type(parameter) for parameter in teacher.module.parameters()},
                 "elements": sum(p.to_local().numel() for p in teacher.module.parameters()),
@@ -120,6 +121,7 @@ def test_variants_train_as_the_plain_sharded_model_does() -> None:
         for variant, result in zip(VARIANTS, results, strict=True):
             name = variant.__name__
             half = variant is _in_16_bits
+            assert result["layout"] == reference["layout"], f"{name}: wrappers leave no trace in names"
             assert result["dtypes"] == ((torch.bfloat16,) * 2 if half else (torch.float32,) * 2), name
             assert result["kinds"] == {DTensor} and result["frozen"], f"{name}: gathered weights are freed"
             assert result["elements"] <= sum(p.numel() for p in Net().parameters()) / 2 + 12, "half a model a rank"
