@@ -2,14 +2,16 @@
 
 from setuptools import find_packages, setup
 
+TRAINERS = ["torch>=2.14"]  # the method alone is tested with older ones, too: tests/versions.sh
 TRANSLATION = [
+    *TRAINERS,
     "ve-fairseq==0.12.3",  # imports as fairseq; the official 0.12.2 does not import under Python 3.11
     "hydra-core>=1.3.2,<1.4",
     "omegaconf>=2.3,<2.4",
     "sacrebleu>=2.3",
     "sentencepiece>=0.2",
 ]
-VISION = ["torchvision>=0.29", "numpy>=1.26", "pillow>=10", "pyarrow>=20", "tqdm>=4.60"]
+VISION = [*TRAINERS, "torchvision>=0.29", "numpy>=1.26", "pillow>=10", "pyarrow>=20", "tqdm>=4.60"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]
 PLOTS = ["matplotlib>=3.8"]
 # The runner of experiments, tables and figures.
@@ -29,7 +31,7 @@ setup(
         "codistill_ext": ["py.typed", "**/*.yaml"],
         "translation": ["data/*/NOTICE", "data/*/*.xz"],
     },
-    install_requires=["torch>=2.14", "PyYAML>=6", "safetensors>=0.4.5", "tensorboard>=2.15"],
+    install_requires=["torch>=2.6", "PyYAML>=6", "safetensors>=0.4.5", "tensorboard>=2.15"],
     extras_require={
         "translation": TRANSLATION + PLOTS,
         "vision": VISION + PLOTS,

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The tests of the method (tests/core, tests/exchange, tests/job) under other versions than those of .venv:
 #   bash tests/versions.sh              # the oldest torch under Python 3.11, and the newest under Python 3.12
-#   bash tests/versions.sh 3.12 2.10.0  # another pair of Python and torch
+#   bash tests/versions.sh 3.11 2.9.1   # another pair of Python and torch
 # Each pair gets an environment of its own in .venv-versions: 6 GB and 2 to 10 minutes, once. A Python that is not
 # there is left out.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT"
-OLDEST=$(sed -n 's/.*"torch>=\([0-9.]*\)".*/\1/p' setup.py)
+OLDEST=$(sed -n 's/.*install_requires=\["torch>=\([0-9.]*\)".*/\1/p' setup.py)
 NEWEST=$(sed -n 's/^torch==//p' requirements/constraints.txt)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONPATH=$ROOT
 

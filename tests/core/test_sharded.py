@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from codistill_ext import CodistillConfig
-from tests.core.training import ALIKE, LR, UNLIKE, batches, build, shard, train
+from tests.core.training import ALIKE, LR, UNLIKE, batches, build, needs_fsdp, shard, train
 from tests.naive import train_naively
 from tests.ranks import run_ranks
+
+pytestmark = needs_fsdp
 
 UPDATES = 20
 CHECKPOINTS = {"models": 2, "exchange": "checkpoints", "period": 5, "lag": 2}

@@ -19,9 +19,11 @@ from codistill_ext.exchange import Batch
 from codistill_ext.exchange.wire.shard_weights import packer_of
 from codistill_ext.parallel import IdenticalModelsWarning
 from codistill_ext.traffic import predicted_weights
-from tests.core.training import batches, build, run, shard
+from tests.core.training import batches, build, needs_fsdp, run, shard
 from tests.naive import Net
 from tests.ranks import RankError, run_ranks
+
+pytestmark = needs_fsdp
 
 OPTIONS = {"models": 2, "exchange": "checkpoints", "period": 2, "lag": 1}
 UPDATES = 6

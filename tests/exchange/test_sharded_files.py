@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from codistill_ext import CodistillConfig
-from tests.core.training import LR, batches, build, shard, train
+from tests.core.training import LR, batches, build, needs_fsdp, shard, train
 from tests.naive import _forward_apart, _loss
 from tests.ranks import run_ranks
+
+pytestmark = needs_fsdp
 
 UPDATES, RANKS = 12, 2
 OPTIONS = {"models": 2, "exchange": "files", "period": 3, "lag": 1}

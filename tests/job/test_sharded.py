@@ -11,9 +11,11 @@ from torch.distributed.tensor import DTensor
 
 from codistill_ext import CodistillConfig, CodistillParallel, ModelGroups
 from codistill_ext.job.sharded import load_sharded, save_sharded
-from tests.core.training import batches, build, shard, whole
+from tests.core.training import batches, build, needs_fsdp, shard, whole
 from tests.ranks import RankError, run_ranks
 from tests.states import assert_same, without
+
+pytestmark = needs_fsdp
 
 CHECKPOINTS = {"models": 2, "exchange": "checkpoints", "period": 5, "lag": 3}
 
