@@ -5,6 +5,7 @@ The standard library alone, and little of it: it starts once for each process of
 
 import marshal
 import os
+import select
 import signal
 import socket
 import struct
@@ -68,14 +69,24 @@ def main() -> NoReturn:
     umask = os.umask(0o77)
     os.umask(umask)
     request = {"argv": argv, "environ": dict(os.environ), "cwd": os.getcwd(), "umask": umask}
-    server = ask(address, request, [0, 1, 2])
-    for number in _FORWARDED:
-        signal.signal(number, lambda number, _: server.sendall(bytes([number])))
-    status = receive_status(server)
+    status = _status_of(request, address)
     if status < 0:
         signal.signal(-status, signal.SIG_DFL) if -status not in (signal.SIGKILL, signal.SIGSTOP) else None
         os.kill(os.getpid(), -status)
     os._exit(status)
+
+
+def _status_of(request: dict[str, Any], address: str) -> int:
+    """Hand on each signal from the very beginning; one that came just before a blocking read would not end it."""
+    came, comes = socket.socketpair()
+    comes.setblocking(False)
+    signal.set_wakeup_fd(comes.fileno())
+    for number in _FORWARDED:
+        signal.signal(number, lambda number, frame: None)
+    server = ask(address, request, [0, 1, 2])
+    while server not in select.select([server, came], [], [])[0]:
+        server.sendall(came.recv(64))
+    return receive_status(server)
 
 
 def _is_known(argv: list[str]) -> bool:
