@@ -4,6 +4,7 @@ from codistill_ext.config import CodistillConfig
 from codistill_ext.groups import ModelGroups
 from codistill_ext.loss import CodistillTerm, codistillation_term, divergence
 from codistill_ext.parallel import CodistillParallel
+from codistill_ext.rows import LinearLogits
 from codistill_ext.sampling import CodistillSampler, data_seed, model_seed, sample_seed
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "CodistillParallel",
     "CodistillSampler",
     "CodistillTerm",
+    "LinearLogits",
     "ModelGroups",
     "codistillation_term",
     "data_seed",

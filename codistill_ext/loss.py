@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from codistill_ext.config import CodistillConfig
-from codistill_ext.outputs import Spread, log_softmax, sum_outputs
+from codistill_ext.dense import dense_divergences, of_distributions
+from codistill_ext.outputs import Spread
+from codistill_ext.rows import LogitRows, as_rows
 from codistill_ext.schedules import Curve
-from codistill_ext.topk import LEAST_LOGP, TopK, binned
+from codistill_ext.topk import TopK, binned
 
-Target: TypeAlias = Tensor | TopK
+Target: TypeAlias = Tensor | LogitRows | TopK
 """What a student learns from: a peer's logits of shape (N, C), or the top of its distribution."""
 
 
@@ -41,7 +42,7 @@ class CodistillTerm:
 
 
 def divergence(
-    student_NC: Tensor,
+    student: Tensor | LogitRows,
     teacher: Target,
     kind: str,
     *,
@@ -55,11 +56,12 @@ def divergence(
     temperature T both logits are divided by T and the result is multiplied by T^2, so that the
     gradient keeps its size. Of a teacher's top k both distributions are of k + 1 bins, the last of
     which holds all other outputs. A row in which the teacher is NaN or +infinite counts as 0: a
-    model that diverges must not take its peers along.
+    model that diverges must not take its peers along. The gradient of the logits is the only other tensor of their
+    size that is made; it has no gradient of its own.
 
     Args:
-        student_NC: logits of shape (N, C).
-        teacher: logits of shape (N, C), or the top of the distribution at this temperature.
+        student: logits of shape (..., C), or ``LinearLogits``, of which no tensor of that size is made.
+        teacher: logits of the same rows, or the top of the distribution at this temperature.
         kind: ``kl_teacher_student`` = KL(teacher || student), ``kl_student_teacher`` =
             KL(student || teacher), ``cross_entropy`` = -sum p_teacher log p_student, or ``mse``.
         reduction: over the rows, ``mean`` or ``sum``, as in the task loss it is added to.
@@ -69,73 +71,42 @@ def divergence(
     Raises:
         ValueError: the shapes differ, the kind or the reduction is unknown, or ``mse`` of a top k.
     """
-    if isinstance(teacher, TopK):
-        if kind == "mse":
-            raise ValueError("mse compares logits, but of a top k only probabilities are known")
-        rows = _of_distributions(*binned(student_NC, teacher, temperature), kind)
-        return _reduce(rows, reduction) * temperature**2
-    return _of_logits(student_NC, teacher, kind, temperature, reduction, spread)
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction is mean or sum, not {reduction!r}")
+    (rows_N,) = _divergences(as_rows(student), [teacher], kind, temperature, spread, mean=False)
+    return _reduce(rows_N, reduction) * _scale(kind, temperature)
 
 
-def _of_logits(
-    student_NC: Tensor, teacher_NC: Tensor, kind: str, temperature: float, reduction: str, spread: Spread | None
-) -> Tensor:
-    if student_NC.shape != teacher_NC.shape:
-        raise ValueError(
-            f"student and teacher must have equal shapes (rows, outputs), not {tuple(student_NC.shape)} "
-            f"and {tuple(teacher_NC.shape)}"
+def _divergences(
+    student: LogitRows,
+    teachers: Sequence[Target],
+    kind: str,
+    temperature: float,
+    spread: Spread | None,
+    *,
+    mean: bool,
+) -> list[Tensor]:
+    """Of each row, shape (N,), from each teacher or from their mean prediction, without T^2."""
+    tops = [teacher for teacher in teachers if isinstance(teacher, TopK)]
+    if not tops:
+        targets = [as_rows(teacher) for teacher in teachers if not isinstance(teacher, TopK)]
+        return list(
+            dense_divergences(student, targets, kind, temperature=temperature, mean=mean, spread=spread).unbind()
         )
-    student_NC, teacher_NC = student_NC.float(), teacher_NC.detach().float()
-    if kind == "mse":
-        outputs = student_NC.size(-1) if spread is None else spread.outputs
-        lost_N = sum_outputs(~teacher_NC.isfinite(), spread) > 0
-        differences_NC = student_NC - teacher_NC.masked_fill(lost_N[:, None], 0.0)
-        rows_N = sum_outputs(differences_NC.square(), spread) / outputs
-        return _reduce(rows_N.masked_fill(lost_N, 0.0), reduction)
-    student_logp = log_softmax(student_NC / temperature, spread)
-    teacher_logp = log_softmax(teacher_NC / temperature, spread)
-    return _reduce(_of_distributions(student_logp, teacher_logp, kind, spread), reduction) * temperature**2
-
-
-def _of_distributions(student_logp: Tensor, teacher_logp: Tensor, kind: str, spread: Spread | None = None) -> Tensor:
-    """Divergence of each row, of log-probabilities of shape (N, C) or (N, B)."""
-    lost_N = teacher_logp[:, 0].isnan()  # log_softmax makes all of such a row NaN
-    # Before the divergence too: behind it the gradient would be 0 * NaN. And 0 log 0 is 0, not NaN.
-    teacher_logp = teacher_logp.nan_to_num_(nan=0.0, neginf=LEAST_LOGP)
-    if kind == "kl_teacher_student":
-        terms = F.kl_div(student_logp, teacher_logp, reduction="none", log_target=True)
-    elif kind == "kl_student_teacher":
-        terms = F.kl_div(teacher_logp, student_logp, reduction="none", log_target=True)
-    elif kind == "cross_entropy":
-        terms = -(teacher_logp.exp() * student_logp)
-    else:
-        raise ValueError(f"unknown divergence {kind!r}")
-    return sum_outputs(terms, spread).masked_fill(lost_N, 0.0)
-
-
-def _reduce(rows: Tensor, reduction: str) -> Tensor:
-    if reduction == "sum":
-        return rows.sum()
-    if reduction == "mean":
-        return rows.sum() / max(rows.numel(), 1)  # a batch of padding alone is 0, not NaN
-    raise ValueError(f"reduction is mean or sum, not {reduction!r}")
-
-
-def mean_prediction(
-    teachers: Sequence[Target], kind: str, temperature: float = 1.0, spread: Spread | None = None
-) -> Tensor:
-    """Logits of the teachers' mean prediction (Anil et al.): of their probabilities, or for mse of their logits.
-
-    Raises:
-        ValueError: a teacher is a top k, whose outputs are not those of another.
-    """
-    teachers_NC = [teacher for teacher in teachers if isinstance(teacher, Tensor)]
-    if len(teachers_NC) < len(teachers):
+    if mean or len(tops) < len(teachers):
         raise ValueError("the mean prediction needs all logits of each teacher, not a top k")
     if kind == "mse":
-        return torch.stack([teacher.float() for teacher in teachers_NC]).mean(dim=0)
-    logp = torch.stack([log_softmax(teacher.float() / temperature, spread) for teacher in teachers_NC])
-    return (logp.logsumexp(dim=0) - torch.log(logp.new_tensor(len(teachers_NC)))) * temperature
+        raise ValueError("mse compares logits, but of a top k only probabilities are known")
+    return [of_distributions(*bins, kind) for bins in binned(student, tops, temperature)]
+
+
+def _reduce(rows_N: Tensor, reduction: str) -> Tensor:
+    # A batch of padding alone is 0, not NaN.
+    return rows_N.sum() if reduction == "sum" else rows_N.sum() / max(rows_N.numel(), 1)
+
+
+def _scale(kind: str, temperature: float) -> float:
+    return 1.0 if kind == "mse" else temperature**2
 
 
 def alpha_at(config: CodistillConfig, schedule: Curve, update: int) -> float:
@@ -146,7 +117,7 @@ def alpha_at(config: CodistillConfig, schedule: Curve, update: int) -> float:
 
 
 def codistillation_term(
-    student_NC: Tensor,
+    student: Tensor | LogitRows,
     teachers: Sequence[Target],
     config: CodistillConfig,
     *,
@@ -157,27 +128,21 @@ def codistillation_term(
     """alpha_k * 1/(n-1) * sum over peers of D(f_i(x), f_j(x)), or D to the mean prediction.
 
     Args:
-        student_NC: this model's logits, with their graph.
+        student: this model's logits, with their graph.
         teachers: the predictions of each peer for the same rows; empty when there is none yet.
         alpha: alpha_k, from the schedule.
         spread: where the other outputs are, when all logits are those that this rank has.
+
+    Raises:
+        ValueError: as ``divergence`` raises it.
     """
+    student = as_rows(student)
     if not teachers or alpha == 0:
-        zero = student_NC.new_zeros((), dtype=torch.float32)
+        zero = torch.zeros((), device=student.device)
         return CodistillTerm(loss=zero, divergence=zero, alpha=alpha, peers=0)
-    targets = teachers
-    if config.target == "mean":
-        targets = [mean_prediction(teachers, config.divergence, config.temperature, spread)]
-    divergences = [
-        divergence(
-            student_NC,
-            target,
-            config.divergence,
-            temperature=config.temperature,
-            reduction=reduction,
-            spread=spread,
-        )
-        for target in targets
-    ]
-    mean = torch.stack(divergences).mean()
+    of_rows = _divergences(
+        student, teachers, config.divergence, config.temperature, spread, mean=config.target == "mean"
+    )
+    scale = _scale(config.divergence, config.temperature)
+    mean = torch.stack([_reduce(rows_N, reduction) * scale for rows_N in of_rows]).mean()
     return CodistillTerm(loss=alpha * mean, divergence=mean.detach(), alpha=alpha, peers=len(teachers))

@@ -4,13 +4,10 @@ Legend for shapes: N rows, C outputs that this rank has.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 
@@ -28,6 +25,11 @@ class Spread:
     mesh: DeviceMesh
     group: dist.ProcessGroup | None
     outputs: int
+
+    @property
+    def most_outputs(self) -> int:
+        """That any of these ranks has."""
+        return self.outputs if self.group is None else -(-self.outputs // dist.get_world_size(self.group))
 
     def replicated(self, value: Tensor) -> DTensor:
         """What each rank has computed alike, to be added to a loss that is a DTensor."""
@@ -57,39 +59,23 @@ def own_outputs(logits: Tensor) -> tuple[Tensor, Spread | None]:
 
 
 def log_softmax(logits_NC: Tensor, spread: Spread | None) -> Tensor:
-    """Over all outputs, of those that this rank has; every rank that has others must call it."""
+    """Over all outputs, of those that this rank has, without a gradient; every rank that has others must call it."""
     if spread is None or spread.group is None:
         return F.log_softmax(logits_NC, dim=-1)
     own_N1 = logits_NC.logsumexp(dim=-1, keepdim=True)
-    largest_N1 = own_N1.detach().clone()
+    largest_N1 = own_N1.clone()
     dist.all_reduce(largest_N1, op=dist.ReduceOp.MAX, group=spread.group)
-    total_N1: Tensor = _Sum.apply((own_N1 - largest_N1).exp(), spread.group, True)
+    total_N1 = (own_N1 - largest_N1).exp()
+    dist.all_reduce(total_N1, group=spread.group)
     return logits_NC - (largest_N1 + total_N1.log())
 
 
 def sum_outputs(values_NC: Tensor, spread: Spread | None) -> Tensor:
-    """Sum over all outputs, of shape (N,), alike on every rank that has some of them; all of these must call it."""
-    own_N = values_NC.sum(dim=-1)
-    if spread is None or spread.group is None:
-        return own_N
-    total_N: Tensor = _Sum.apply(own_N, spread.group, False)
+    """Sum over all outputs, of shape (N,), alike on every rank that has some of them; all of these must call it.
+
+    It has a gradient only where this rank has all outputs.
+    """
+    total_N = values_NC.sum(dim=-1)
+    if spread is not None and spread.group is not None:
+        dist.all_reduce(total_N, group=spread.group)
     return total_N
-
-
-class _Sum(torch.autograd.Function):
-    """Sum over ranks. Its gradient is one rank's alone where all use the result alike, else the sum over them."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, group: dist.ProcessGroup, used_differently: bool) -> Tensor:
-        ctx.group, ctx.used_differently = group, used_differently
-        total = own.clone()
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        if ctx.used_differently:
-            grad = grad.clone()
-            dist.all_reduce(grad, group=ctx.group)
-        return grad, None, None

@@ -25,8 +25,10 @@ from codistill_ext.exchange import (
 )
 from codistill_ext.exchange.wire.shards import is_sharded, local_part, without_reduction
 from codistill_ext.groups import ModelGroups
+from codistill_ext.head import head_logits
 from codistill_ext.loss import CodistillTerm, alpha_at, codistillation_term
-from codistill_ext.outputs import own_outputs
+from codistill_ext.outputs import Spread, own_outputs
+from codistill_ext.rows import DenseLogits, LogitRows
 from codistill_ext.schedules import Curve, Horizon
 from codistill_ext.watch import UpdateWatch
 
@@ -47,7 +49,10 @@ class CodistillParallel(nn.Module):
         module: on its device; the ranks of a model begin with the weights of its first rank.
         groups: who trains which model.
         config: the options of the method, the same on all ranks.
-        logits_of: picks the logits, shape (..., C), out of what the module returns.
+        logits_of: picks the logits, shape (..., C), out of what the module returns; or the hidden states, with a
+            ``head``.
+        head: the name of the module's linear output layer, if the module in training and evaluation returns the
+            hidden states before it, for ``codistill(inputs, hidden=...)``: then no tensor of all logits is made.
         data_parallel: wraps the module for the ranks of a model, when there are several, or shards it in place
             (``fully_shard`` over ``groups.model_mesh``); DistributedDataParallel unless given. Teachers of a sharded
             model go through it, too.
@@ -73,6 +78,7 @@ class CodistillParallel(nn.Module):
         config: CodistillConfig,
         *,
         logits_of: Callable[[Any], Tensor] | None = None,
+        head: str = "",
         data_parallel: DataParallel | None = None,
         description: ModelDescription | None = None,
         build_peer: PeerBuilder = copies_only,
@@ -86,7 +92,7 @@ class CodistillParallel(nn.Module):
         self.updates = 0
         self._watch: UpdateWatch | None = UpdateWatch(module)
         self._has_left = False
-        self._logits_of = logits_of or _identity
+        self._logits_of, self._head = logits_of or _identity, head
         self.autocast: torch.dtype | None = None
         wrap = _wrapper(module, groups, data_parallel)
         description = description or describe_class(module)
@@ -141,7 +147,13 @@ class CodistillParallel(nn.Module):
         return self.module(*args, **kwargs)
 
     def codistill(
-        self, inputs: Any, logits: Tensor, *, mask: Tensor | None = None, reduction: str = "mean"
+        self,
+        inputs: Any,
+        logits: Tensor | None = None,
+        *,
+        hidden: Tensor | None = None,
+        mask: Tensor | None = None,
+        reduction: str = "mean",
     ) -> CodistillTerm:
         """The codistillation term of one training mini-batch; add its ``loss`` to the task loss.
 
@@ -152,35 +164,48 @@ class CodistillParallel(nn.Module):
                 mapping of keyword arguments.
             logits: what it returned, shape (..., C). A DTensor may be spread over ranks by C (tensor parallelism);
                 the ``loss`` is one then, too.
+            hidden: instead of logits, with a ``head``: the hidden states that it makes them of, shape (..., H).
             mask: shape (...), true where a position counts; padding is neither sent nor counted.
             reduction: ``mean`` or ``sum`` over the positions, as the task loss does it.
 
         Raises:
-            ValueError: the logits are spread over ranks in another way, or with the top k as encoding.
+            ValueError: the logits are spread over ranks in another way, or with the top k as encoding; or hidden
+                states are given without a ``head``, or logits with one.
             CoordinationError: a peer read other data, or is in another round; or ``after_update`` is never called.
             PeerTimeoutError: a peer did not come.
         """
+        student, spread = self._student(logits, hidden, mask)
         if self.exchange is None:
-            return codistillation_term(logits, [], self.config, alpha=0.0)
+            return codistillation_term(student, [], self.config, alpha=0.0)
         alpha = self.alpha
+        batch = Batch(inputs, student, lambda output: self._rows_of(output, mask), self.autocast, self._head)
+        teachers = self.exchange.targets(batch, update=self.updates, wanted=alpha > 0)
+        if self._watch is not None:
+            self._watch.check(self.groups, self.updates, self.exchange.peer_updates)
+        term = codistillation_term(student, teachers, self.config, alpha=alpha, reduction=reduction, spread=spread)
+        return term if spread is None else dataclasses.replace(term, loss=spread.replicated(term.loss))
+
+    def _student(
+        self, logits: Tensor | None, hidden: Tensor | None, mask: Tensor | None
+    ) -> tuple[LogitRows, Spread | None]:
+        """This model's logits as rows, and where the outputs are that this rank does not have."""
+        if (hidden is None) != (not self._head) or (logits is None) != bool(self._head):
+            raise ValueError(
+                "codistill takes hidden=... of a CodistillParallel(..., head=...), and the logits of any other"
+            )
+        if hidden is not None:
+            return head_logits(self.plain, self._head, _rows(hidden, mask), dtype=self.autocast), None
+        assert logits is not None
         logits, spread = own_outputs(logits)
         if spread is not None and spread.group is not None and self.config.encoding == "topk":
             raise ValueError(
                 "a top k needs all outputs of a row on each rank, but the logits are spread over ranks: redistribute "
                 "them, or use --codistill-encoding full or half"
             )
-        student_NC = _rows(logits, mask)
-        batch = Batch(inputs, student_NC, lambda output: self._rows_of(output, mask), self.autocast)
-        teachers_NC = self.exchange.targets(batch, update=self.updates, wanted=alpha > 0)
-        if self._watch is not None:
-            self._watch.check(self.groups, self.updates, self.exchange.peer_updates)
-        term = codistillation_term(
-            student_NC, teachers_NC, self.config, alpha=alpha, reduction=reduction, spread=spread
-        )
-        return term if spread is None else dataclasses.replace(term, loss=spread.replicated(term.loss))
+        return DenseLogits(logits, mask), spread
 
     def _rows_of(self, output: Any, mask: Tensor | None) -> Tensor:
-        """A teacher's logits as rows, of the outputs that this rank has."""
+        """A teacher's logits or hidden states as rows, of the outputs that this rank has."""
         return _rows(own_outputs(self._logits_of(output))[0], mask)
 
     def after_update(self) -> None:

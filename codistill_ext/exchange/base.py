@@ -12,6 +12,7 @@ from codistill_ext.config import CodistillConfig
 from codistill_ext.exchange.wire.counter import TrafficCounter
 from codistill_ext.groups import ModelGroups
 from codistill_ext.loss import Target
+from codistill_ext.rows import LogitRows
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,18 @@ class Batch:
     Attributes:
         inputs: what the module is called with: a tensor, a sequence of arguments or a mapping of
             keyword arguments.
-        student_NC: this model's logits, one row a sample or token that counts.
-        rows_of: turns what a module returned for ``inputs`` into rows like ``student_NC``.
+        student: this model's logits, one row a sample or token that counts.
+        rows_of: turns what a module returned for ``inputs`` into rows like the student's: of logits, or of the hidden
+            states that ``head`` makes logits of.
         autocast: the type that the student's forward pass was cast to, or None.
+        head: the name of the module's output layer, if the module returns hidden states.
     """
 
     inputs: Any
-    student_NC: Tensor
+    student: LogitRows
     rows_of: Callable[[Any], Tensor]
     autocast: torch.dtype | None
+    head: str = ""
 
 
 class Exchange(ABC):

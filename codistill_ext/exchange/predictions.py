@@ -35,10 +35,10 @@ class PredictionExchange(Exchange):
         for peer, other in others.items():
             self._check(mine, peer, other)
         wanting = [peer for peer in self.students if peer in others and others[peer].wants]
-        outgoing = self.encoding.encode(batch.student_NC) if wanting else []
-        rows, outputs = batch.student_NC.shape
+        outgoing = self.encoding.encode(batch.student) if wanting else []
+        rows, outputs = batch.student.shape
         receives = {
-            peer: self.encoding.empty(rows, outputs, batch.student_NC.device)
+            peer: self.encoding.empty(rows, outputs, batch.student.device)
             for peer in self.peers
             if peer in others and wanted
         }
@@ -46,7 +46,7 @@ class PredictionExchange(Exchange):
         return [self.encoding.decode(payload, outputs) for payload in receives.values()]
 
     def _header(self, batch: Batch, update: int, wanted: bool) -> Header:
-        rows, outputs = batch.student_NC.shape
+        rows, outputs = batch.student.shape
         check_every = self.config.check_every
         checked = check_every > 0 and self.round % check_every == 0
         return Header(

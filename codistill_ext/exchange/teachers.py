@@ -1,6 +1,5 @@
 """What a teacher is: a frozen copy of a peer, and how it computes."""
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,8 @@ from codistill_ext.exchange.base import Batch
 from codistill_ext.exchange.wire.description import ModelDescription
 from codistill_ext.exchange.wire.shard_weights import packer_of
 from codistill_ext.exchange.wire.shards import is_sharded, reshard
+from codistill_ext.head import head_logits
+from codistill_ext.rows import LogitRows
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -75,25 +76,29 @@ class Teacher:
         assert self.stamp is not None
         return Arrival(self.stamp, self.taken_at, self.description, self.packer.pack(self.module))
 
-    def logits(self, batch: Batch) -> Tensor:
-        """Rows of logits for the mini-batch, shape (N, C), on the student's device."""
-        device = batch.student_NC.device
+    def logits(self, batch: Batch) -> Tensor | LogitRows:
+        """Logits for the mini-batch, N rows of C."""
         # FSDP2 changes its parameters in place while it computes, which some releases cannot in inference mode.
         without_gradients = torch.no_grad() if self._sharded else torch.inference_mode()
-        with without_gradients, self._autocast(batch.autocast):
-            inputs = _to_device(batch.inputs, self._device)
-            rows = batch.rows_of(_to_device(_call(self._forward, inputs), device))
+        dtype = self._dtype(batch.autocast)
+        # None also switches off an autocast that the caller is in.
+        with without_gradients, torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
+            output = _call(self._forward, _to_device(batch.inputs, self._device))
+            # Of hidden states the blocks of logits cross to the student's device.
+            rows = batch.rows_of(output if batch.head else _to_device(output, batch.student.device))
+        rows = rows.clone()  # autograd may not keep a tensor that was made in inference mode
+        target: Tensor | LogitRows = rows
+        if batch.head:
+            target = head_logits(self.module, batch.head, rows, dtype=dtype, copies=self._sharded)
         if self._sharded:
             reshard(self.module)
-        return rows.clone()  # autograd may not keep a tensor that was made in inference mode
+        return target
 
-    def _autocast(self, students: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
-        """The lowest precision that is safe: 16 bits on a GPU, elsewhere if the student does with them."""
-        dtype = self._autocast_dtype
-        if self._follows_student:  # but on a CPU float16 overflows and is slow
-            dtype = torch.bfloat16 if students is torch.float16 else students
-        # None also switches off an autocast that the caller is in.
-        return torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None)
+    def _dtype(self, students: torch.dtype | None) -> torch.dtype | None:
+        """What autocast computes in, the lowest that is safe: 16 bits on a GPU, elsewhere if the student does."""
+        if not self._follows_student:
+            return self._autocast_dtype
+        return torch.bfloat16 if students is torch.float16 else students  # on a CPU float16 overflows and is slow
 
 
 def _call(function: Callable[..., Any], inputs: Any) -> Any:

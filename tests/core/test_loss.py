@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from codistill_ext import CodistillConfig, codistillation_term, divergence, topk
-from codistill_ext.loss import mean_prediction
+from codistill_ext import CodistillConfig, codistillation_term, divergence, rows
+from codistill_ext.dense import mean_prediction
 from codistill_ext.topk import TopK
 from tests.naive import naive_divergence
 
@@ -144,7 +144,7 @@ def test_a_top_k_of_all_outputs_is_the_dense_divergence(kind: str, temperature: 
 def test_the_gradient_of_a_top_k_in_blocks_is_autograds(
     kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(topk, "_BLOCK_ELEMENTS", 25)  # 2 rows of 11 a block, and one left over
+    monkeypatch.setattr(rows, "_BLOCK_ELEMENTS", 25)  # 2 rows of 11 a block, and one left over
     torch.manual_seed(5)
     student, teacher, temperature = torch.randn(7, 11).to(dtype).requires_grad_(), torch.randn(7, 11), 1.5
     target = top(teacher, 3, temperature)
@@ -208,7 +208,8 @@ def test_what_a_top_k_cannot_do_is_refused() -> None:
     with pytest.raises(ValueError, match="mse compares logits"):
         divergence(EVEN, top(EVEN, 1), "mse")
     with pytest.raises(ValueError, match="needs all logits"):
-        mean_prediction([EVEN, top(EVEN, 1)], "kl_teacher_student")
+        config = CodistillConfig(models=3, target="mean")
+        codistillation_term(EVEN, [EVEN, top(EVEN, 1)], config, alpha=1.0)
     with pytest.raises(ValueError, match=r"shape \(2, at most 2\), not \(1, 1\)"):
         divergence(torch.zeros(2, 2), top(EVEN, 1), "kl_teacher_student")
 

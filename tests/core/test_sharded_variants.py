@@ -18,6 +18,7 @@ from codistill_ext import CodistillConfig, CodistillParallel, ModelGroups
 from codistill_ext.exchange import Batch
 from codistill_ext.exchange.wire.shard_weights import packer_of
 from codistill_ext.parallel import IdenticalModelsWarning
+from codistill_ext.rows import DenseLogits
 from codistill_ext.traffic import predicted_weights
 from tests.core.training import batches, build, needs_fsdp, run, shard
 from tests.naive import Net
@@ -113,7 +114,7 @@ def _train_variants(rank: int) -> list[dict[str, Any]]:
 
 
 def _batch(model: CodistillParallel, x: Tensor, logits: Tensor) -> Batch:
-    return Batch(x, logits, lambda output: output, None)
+    return Batch(x, DenseLogits(logits), lambda output: output, None)
 
 
 def test_variants_train_as_the_plain_sharded_model_does() -> None:

@@ -9,19 +9,19 @@ different precisions understand each other, and the sizes follow from (N, C) and
 from abc import ABC, abstractmethod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from codistill_ext.config import CodistillConfig
 from codistill_ext.loss import Target
-from codistill_ext.topk import TopK
+from codistill_ext.rows import DenseLogits, LogitRows, blocks
+from codistill_ext.topk import TopK, topk_of
 
 
 class Encoding(ABC):
     """Turns logits into contiguous tensors to send, and received ones into a target."""
 
     @abstractmethod
-    def encode(self, logits_NC: Tensor) -> list[Tensor]:
+    def encode(self, logits: LogitRows) -> list[Tensor]:
         """What to send, detached and contiguous, on the device of the logits."""
 
     @abstractmethod
@@ -47,12 +47,18 @@ class DenseEncoding(Encoding):
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
-    def encode(self, logits_NC: Tensor) -> list[Tensor]:
-        if self.dtype == torch.float32:
-            return [logits_NC.detach().float().contiguous()]
+    def encode(self, logits: LogitRows) -> list[Tensor]:
+        if isinstance(logits, DenseLogits) and self.dtype == torch.float32:
+            return [logits.whole().detach().float().contiguous()]
+        rows, outputs = logits.shape
+        (payload_NC,) = self.empty(rows, outputs, logits.device)
         limit = torch.finfo(self.dtype).max
-        # A copy of its own, to be clamped in place; what does not fit has become infinite by then.
-        return [logits_NC.detach().to(self.dtype, copy=True).clamp_(-limit, limit).contiguous()]
+        for block in blocks(rows, outputs):
+            # What does not fit has become infinite by then.
+            payload_NC[block] = logits.block(block).detach()
+            if self.dtype != torch.float32:
+                payload_NC[block].clamp_(-limit, limit)
+        return [payload_NC]
 
     def empty(self, rows: int, outputs: int, device: torch.device) -> list[Tensor]:
         return [torch.empty(rows, outputs, dtype=self.dtype, device=device)]
@@ -76,18 +82,13 @@ class TopKEncoding(Encoding):
         self.k = k
         self.temperature = temperature
 
-    def encode(self, logits_NC: Tensor) -> list[Tensor]:
-        logits_NC = logits_NC.detach()
-        outputs = logits_NC.size(1)
-        # A temperature does not change the order, so the search needs no copy of all logits.
-        index_NK = logits_NC.topk(min(self.k, outputs), dim=1, sorted=False).indices
-        scaled_NC = logits_NC if self.temperature == 1 else logits_NC.float() / self.temperature
-        logp_NK = F.log_softmax(scaled_NC, dim=1, dtype=torch.float32).gather(1, index_NK)
-        dtype, offset = _index_type(outputs)
+    def encode(self, logits: LogitRows) -> list[Tensor]:
+        top = topk_of(logits, self.k, self.temperature)
+        dtype, offset = _index_type(logits.shape[1])
         packed = torch.contiguous_format  # also where K is 1 and any stride would do
-        values = logp_NK.to(torch.float16, memory_format=packed).clamp_(min=torch.finfo(torch.float16).min)
+        values = top.logp_NK.to(torch.float16, memory_format=packed).clamp_(min=torch.finfo(torch.float16).min)
         # As bytes: NCCL does not know 16-bit integers.
-        return [values, (index_NK - offset).to(dtype, memory_format=packed).view(torch.uint8)]
+        return [values, (top.index_NK - offset).to(dtype, memory_format=packed).view(torch.uint8)]
 
     def empty(self, rows: int, outputs: int, device: torch.device) -> list[Tensor]:
         k = min(self.k, outputs)

@@ -8,6 +8,7 @@ import torch
 from codistill_ext import CodistillConfig, CodistillParallel, ModelGroups, divergence
 from codistill_ext.exchange.wire.encoding import Encoding, build_encoding
 from codistill_ext.loss import Target
+from codistill_ext.rows import DenseLogits
 from codistill_ext.topk import TopK
 from tests.core.training import build, train
 from tests.naive import naive_divergence
@@ -23,7 +24,7 @@ def encoding(name: str, **options: Any) -> Encoding:
 def crossed(encoding: Encoding, logits: torch.Tensor) -> Target:
     """What a receiver decodes, through buffers as the exchange makes them."""
     received = encoding.empty(*logits.shape, CPU)
-    payload = encoding.encode(logits)
+    payload = encoding.encode(DenseLogits(logits))
     assert sum(tensor.nbytes for tensor in payload) == encoding.payload_bytes(*logits.shape)
     for buffer, tensor in zip(received, payload, strict=True):
         assert buffer.shape == tensor.shape and buffer.dtype == tensor.dtype
