@@ -45,6 +45,15 @@ def test_topk() -> None:
     }
 
 
+def test_vocabulary() -> None:
+    sizes = ["--rows", "2000", "--outputs", "3000", "--hidden", "8", "--topk", "4"]
+    found = result(run([sys.executable, "-m", "benchmarks.vocabulary", *sizes, "--turns", "1"]))
+    ways = found["ways"]
+    assert found["logits_bytes"] == 2000 * 3000 * 4 and len(ways) == 7
+    assert ways["plain"]["time_to_plain"] == ways["layer plain"]["time_to_plain"] == 1
+    assert all(figures["peak_bytes"] > 0 and figures["seconds"] > 0 for figures in ways.values())
+
+
 SCRIPT = """
 import argparse
 

@@ -19,7 +19,7 @@ from codistill_ext.exchange import ModelDescription
 from codistill_ext.exchange.wire.encoding import build_encoding
 from codistill_ext.rows import DenseLogits
 from codistill_ext.topk import topk_of
-from tests.core.training import whole
+from tests.core.training import needs_fsdp, whole
 from tests.ranks import RankError, run_ranks
 
 ROWS, OUTPUTS, UNITS = 7, 11, 5
@@ -223,14 +223,15 @@ class _Logits(nn.Module):
     [{}, {"encoding": "topk", "topk": 3}, {"exchange": "checkpoints", "period": 2, "lag": 0, "data": "coordinated"}],
     ids=str,
 )
-def test_models_that_return_hidden_states_train_as_those_that_return_logits(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=needs_fsdp)])
+def test_models_that_return_hidden_states_train_as_those_that_return_logits(
+    options: dict[str, Any], sharded: bool
+) -> None:
     expected = run_ranks(4, _train, options, False)
-    ways = {"data parallel": (True,), "sharded": (True, True)}
-    for way, arguments in ways.items():
-        for wanted, found in zip(expected, run_ranks(4, _train, options, *arguments), strict=True):
-            assert wanted.keys() == found.keys()
-            for name, tensor in wanted.items():
-                torch.testing.assert_close(found[name], tensor, msg=lambda m, c=(way, name): f"{c}: {m}")
+    for wanted, found in zip(expected, run_ranks(4, _train, options, True, sharded), strict=True):
+        assert wanted.keys() == found.keys()
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(found[name], tensor, msg=lambda message, name=name: f"{name}: {message}")
 
 
 def _mistakes(rank: int) -> None:
