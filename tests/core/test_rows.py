@@ -43,7 +43,7 @@ def plain(student: Tensor, teacher: Tensor, kind: str, temperature: float) -> Te
     return temperature**2 * forms[kind].sum(1).mean()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("target", ["each", "mean"])
 @pytest.mark.parametrize("kind", DIVERGENCES)
 def test_gradients_of_dense_logits_are_autograds(kind: str, target: str, dtype: torch.dtype) -> None:
