@@ -30,6 +30,7 @@ from codistill_ext import CodistillConfig, divergence
 from codistill_ext.config import ENCODINGS
 from codistill_ext.exchange.wire.encoding import Encoding, build_encoding
 from codistill_ext.loss import Target
+from codistill_ext.rows import as_rows
 
 
 def seconds(device: torch.device, work: Callable[..., Any], *args: Any) -> tuple[float, Any]:
@@ -82,7 +83,7 @@ def main() -> None:
         dense, _ = seconds(device, learn, student, teacher, args.divergence)
         times["search"], _ = seconds(device, search, teacher, args.topk)
         for name, encoding in encodings.items():
-            times[f"{name}/encode"], payload = seconds(device, encoding.encode, teacher)
+            times[f"{name}/encode"], payload = seconds(device, encoding.encode, as_rows(teacher))
             times[f"{name}/learn"], _ = seconds(device, decode_and_learn, encoding, payload, student, args.divergence)
         if turn == 0:
             continue  # the first turn warms up

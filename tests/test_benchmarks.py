@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import vocabulary
 from tests.commands import run, torchrun
 
 SMALL = ["--model", "resnet8_stride2", "--batch-size", "4"]
@@ -46,12 +47,12 @@ def test_topk() -> None:
 
 
 def test_vocabulary() -> None:
-    sizes = ["--rows", "2000", "--outputs", "3000", "--hidden", "8", "--topk", "4"]
-    found = result(run([sys.executable, "-m", "benchmarks.vocabulary", *sizes, "--turns", "1"]))
-    ways = found["ways"]
-    assert found["logits_bytes"] == 2000 * 3000 * 4 and len(ways) == 7
-    assert ways["plain"]["time_to_plain"] == ways["layer plain"]["time_to_plain"] == 1
-    assert all(figures["peak_bytes"] > 0 and figures["seconds"] > 0 for figures in ways.values())
+    args = argparse.Namespace(rows=200, outputs=300, hidden=8, topk=4, dtype="float32", device="cpu", turns=1)
+    assert vocabulary.measure("hidden topk", args).keys() == {"peak_bytes", "seconds"}
+    losses = {way: vocabulary.work_of(way, args)[0]().item() for way in vocabulary.WAYS}
+    assert losses["blocked"] == pytest.approx(losses["plain"])
+    assert losses["hidden"] == pytest.approx(losses["layer plain"]) == pytest.approx(losses["layer blocked"])
+    assert losses["topk"] < losses["plain"] and losses["hidden topk"] < losses["hidden"], "bins hide differences"
 
 
 SCRIPT = """
