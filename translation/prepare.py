@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,12 +51,12 @@ def fingerprint(settings: Settings, prefixes: dict[str, Path]) -> dict[str, obje
     return {"settings": asdict(settings), "sha256": sums}
 
 
-def train_pieces(pairs: list[Pair], vocab_size: int, model_type: str) -> bytes:
-    """A serialized sentencepiece model of both sides; one thread, so the same text gives the same bytes."""
+def train_pieces(sentences: Iterable[str], vocab_size: int, model_type: str) -> bytes:
+    """A serialized sentencepiece model; one thread, so the same text gives the same bytes."""
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(sentence for pair in pairs for sentence in pair),
+            sentence_iterator=iter(sentences),
             model_writer=model,
             vocab_size=vocab_size,
             model_type=model_type,
@@ -65,7 +66,7 @@ def train_pieces(pairs: list[Pair], vocab_size: int, model_type: str) -> bytes:
         )
     except RuntimeError as error:
         raise ValueError(
-            f"{len(pairs)} pairs do not make {vocab_size} sentencepiece pieces: change --vocab-size ({error})"
+            f"these sentences do not make {vocab_size} sentencepiece pieces: choose another size ({error})"
         ) from error
     return model.getvalue()
 
@@ -92,7 +93,8 @@ def binarize(pieces: Path, dest: Path, settings: Settings, splits: list[str]) ->
 def build(work: Path, settings: Settings, pairs: dict[str, list[Pair]]) -> Path:
     """Makes the data-bin inside the scratch folder `work`; returns it."""
     dest = work / "data-bin"
-    model = train_pieces(pairs["train"], settings.vocab_size, settings.model_type)
+    both_sides = (sentence for pair in pairs["train"] for sentence in pair)
+    model = train_pieces(both_sides, settings.vocab_size, settings.model_type)
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     for split, rows in pairs.items():
         for side, language in enumerate((settings.source_lang, settings.target_lang)):
