@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = ("recipes/*/README.md", "results/*/*.md")  # pages; what pages link to comes along
 HOSTS = "Trainers and hosts"
 RECIPES = "<!-- recipes -->"
+LONG_NAME = re.compile(r"[\w./-]{28,}")
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 
 
@@ -61,10 +62,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Keep the dashes of an option on the line of its first word: browsers break lines behind any dash."""
+    """Lines break inside of long names, which would widen tables, and not behind the dashes of an option."""
 
     def code(match: re.Match[str]) -> str:
-        return re.sub(r"(?<![\w-])--?\w+", r'<span class="option">\g<0></span>', match[0])
+        breakable = LONG_NAME.sub(lambda name: re.sub(r"(?<=\w)[_/]", r"\g<0><wbr>", name[0]), match[0])
+        return re.sub(r"(?<![\w-])--?\w+", r'<span class="option">\g<0></span>', breakable)
 
     return re.sub(r"<code>[^<]+</code>", code, html)
 
