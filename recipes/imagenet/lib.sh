@@ -37,14 +37,14 @@ imagenet)
     BASE=(--preset goyal --data-path "${DATA:-DATA}" --amp --channels-last)
     ;;
 cifar10)
-    : "${PER_NODE:=2}" "${AT_ONCE:=512}" "${FRACTION:=1/8}" "${EPOCHS:=10}" "${MODEL:=resnet8_stride2}"
+    : "${PER_NODE:=2}" "${AT_ONCE:=512}" "${FRACTION:=1/8}" "${EPOCHS:=20}" "${MODEL:=resnet8_stride2}"
     DEEP=resnet14_stride2 TOPK='1 2 4'
-    IMAGES=64
-    RATE=0.1 CODISTILLED_RATE=0.1            # by pilots: results/cifar10/plan.md
+    IMAGES=128
+    RATE=0.4 CODISTILLED_RATE=0.2            # by pilots and a model's batch: results/cifar10/plan.md
     DECAY=5e-4 ADJUSTED_DECAY=5e-4,5e-5,0
     PERIOD=87                                # of 7,820 updates
     BASE=(--dataset cifar10 --device cpu --amp --channels-last --codistill-timeout 86400 # a laptop may sleep
-        --lr-warmup-epochs 0.5 --lr-warmup-decay 0.1)
+        --lr-warmup-epochs 1 --lr-warmup-decay 0.1)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     ;;
 *)
