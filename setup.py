@@ -9,7 +9,10 @@ TRANSLATION = [
     "hydra-core>=1.3.2,<1.4",
     "omegaconf>=2.3,<2.4",
     "sacrebleu>=2.3",
+    "sacremoses>=0.1",
     "sentencepiece>=0.2",
+    "subword-nmt>=0.3.8",
+    "tabulate>=0.9",
 ]
 VISION = [*TRAINERS, "torchvision>=0.29", "numpy>=1.26", "pillow>=10", "pyarrow>=20", "tqdm>=4.60"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]

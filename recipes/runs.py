@@ -7,11 +7,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from recipes.translated import model_figures, run_figures, run_options
+
 Curve = list[tuple[float, float]]
 CURVE_POINTS = 40
 CURVE_KEYS = (  # behind ``modelN/``, of both trainers
     *("train/loss", "train/nll_loss", "train/codistill_loss", "train/divergence", "train/top1"),
-    *("train/lr", "train/weight_decay", "train/alpha", "train/distance_from_start", "train/staleness"),
+    *(
+        "train/lr",
+        "train/weight_decay",
+        "train/label_smoothing",
+        "train/dropout",
+        "train/alpha",
+        "train/distance_from_start",
+        "train/staleness",
+    ),
     *("valid/top1", "valid/loss", "valid/nll_loss"),
 )
 _LINE_KEYS = ("update", "epoch", "seconds")
@@ -61,13 +71,19 @@ def raw_summary(directory: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     """
     summary = read_json(directory / "summary.json", "the run has not ended")
     finals = {key: value for key, value in summary.items() if key not in ("args", "models")}
-    models = [_without_history(model) for model in summary["models"]]
+    all_curves = read_curves(directory / "metrics.jsonl")
+    models = [
+        _without_history(model) | model_figures(directory, all_curves, index)
+        for index, model in enumerate(summary["models"])
+    ]
+    finals |= run_figures(directory, models)
     curves = {
         key: [list(axis) for axis in zip(*thin(curve), strict=True)]
-        for key, curve in sorted(read_curves(directory / "metrics.jsonl").items())
+        for key, curve in sorted(all_curves.items())
         if key.partition("/")[2] in CURVE_KEYS
     }
-    return {**about, "args": summary.get("args", {}), "finals": finals, "models": models, "curves": curves}
+    args = summary.get("args") or run_options(directory)
+    return {**about, "args": args, "finals": finals, "models": models, "curves": curves}
 
 
 def _without_history(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from recipes.plan import read_plan
 FINDINGS = Path(__file__).parent / "imagenet" / "findings.yaml"
 MARK = "<!-- tables -->"
 DECIMALS = {"train_loss": 3, "valid_loss": 3, "agreement": 3, "distance_from_start": 2, "mb_sent": 1}
+DECIMALS |= dict.fromkeys(("mean_valid_nll", "mean_best_valid_nll", "mean_train_nll", "valid_nll", "best_valid_nll"), 3)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ position of a split and compares their most likely next pieces: the share of equ
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import sys
@@ -19,18 +18,7 @@ from torch import Tensor
 
 from codistill_ext.diagnostics import agreement
 from codistill_ext.job.failures import Parser
-from translation.safe_load import missing_fairseq, named_checkpoints
-
-
-def load(paths: list[str], data: Path) -> tuple[list[Any], Any]:
-    """The models of some checkpoints in eval mode, and their task on another data-bin than they may name."""
-    try:
-        from fairseq.checkpoint_utils import load_model_ensemble_and_task
-    except ImportError as error:
-        raise RuntimeError(missing_fairseq(error)) from error
-    with torch.serialization.safe_globals([argparse.Namespace]), named_checkpoints():
-        models, _, task = load_model_ensemble_and_task(paths, arg_overrides={"data": str(data)})
-    return [model.eval() for model in models], task
+from translation.decode import load
 
 
 def batches(task: Any, subset: str, max_tokens: int) -> Iterator[dict[str, Any]]:
@@ -63,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--subset", default="test")
     options = parser.parse_args(arguments)
     try:
-        models, task = load(options.path.split(":"), options.data)
+        models, task = load([Path(path) for path in options.path.split(":")], options.data)
         print(json.dumps(measure(models, task, options.subset)))
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"translation.agreement: {error}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from codistill_ext.job.storage import load_whole, save_whole
 from translation.corpus import SPLITS, read_lines, shipped_prefix, side_path
-from translation.prepare import train_pieces
+from translation.cutting import train_sentencepieces
 
 
 def prepare(directory: Path, vocabulary: int, lines: int | None = None) -> Path:
@@ -24,7 +24,7 @@ def prepare(directory: Path, vocabulary: int, lines: int | None = None) -> Path:
     if not made.exists():
         directory.mkdir(parents=True, exist_ok=True)
         text = {split: read_lines(path)[:lines] for split, path in paths.items()}
-        model = train_pieces(text["train"], vocabulary, "bpe")
+        model = train_sentencepieces(text["train"], vocabulary, "bpe")
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         save_whole({split: _ids(processor, part) for split, part in text.items()}, made)
     return made

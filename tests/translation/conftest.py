@@ -9,7 +9,7 @@ import pytest
 from tests import commands, warm
 from tests.commands import run
 from translation.corpus import read_pairs, shipped_prefix
-from translation.prepare import Settings, prepare
+from translation.databin import Settings, prepare
 
 SIZES = {"train": 400, "valid": 21, "test": 13}  # the last two are no multiples of 8
 
@@ -25,7 +25,7 @@ def _starts_warm() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def settings() -> Settings:
-    return Settings(source_lang="en", target_lang="de", vocab_size=400, model_type="bpe", max_words=12)
+    return Settings(source_lang="en", target_lang="de", vocab_size=400, max_words=12)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from translation.agreement import load, main, measure
+from translation.agreement import main, measure
+from translation.decode import load
 
 
 def test_a_model_agrees_with_itself(data_bin, stock_run, capsys):
@@ -17,7 +18,7 @@ def test_a_model_agrees_with_itself(data_bin, stock_run, capsys):
 
 
 def test_against_a_naive_count(data_bin, stock_run):
-    models, task = load([str(stock_run / f"checkpoint{epoch}.pt") for epoch in (1, 3)], data_bin)
+    models, task = load([stock_run / f"checkpoint{epoch}.pt" for epoch in (1, 3)], data_bin)
     for seed, model in enumerate(models):  # barely trained models agree on everything: scatter them
         torch.manual_seed(seed)
         with torch.no_grad():

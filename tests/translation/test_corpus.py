@@ -2,7 +2,7 @@
 
 import pytest
 
-from translation.corpus import SPLITS, read_lines, read_pairs, shipped_prefix
+from translation.corpus import PACKED, SPLITS, read_lines, read_pairs, shipped_prefix, side_path
 
 
 def test_shipped_counts_are_the_notices():
@@ -28,8 +28,28 @@ def test_only_a_newline_ends_a_line(tmp_path):
     assert read_lines(tmp_path / "a.en") == ["one\u2028still one\r", "two"]
 
 
-def test_missing_file_names_both_candidates(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"train\.en nor .*train\.en\.xz"):
+@pytest.mark.parametrize("ending", ["", ".xz", ".gz"])
+def test_packed_text_is_the_same(tmp_path, ending):
+    path = tmp_path / f"t.en{ending}"
+    with PACKED.get(ending, open)(path, "wb") as file:
+        file.write("eins\nzwei ü\n".encode())
+    assert side_path(tmp_path / "t", "en") == path
+    assert read_lines(path) == ["eins", "zwei ü"]
+
+
+@pytest.mark.parametrize("ending", [".xz", ".gz"])
+def test_damaged_packed_text_is_named(tmp_path, ending):
+    path = tmp_path / f"t.en{ending}"
+    with PACKED[ending](path, "wb") as file:
+        file.write(b"a long line\n" * 99)
+    for damaged in (path.read_bytes()[:-9], b"text"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"t\.en\{ending} cannot be unpacked: "):
+            read_lines(path)
+
+
+def test_missing_file_names_all_candidates(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"train\.en, .*train\.en\.xz, .*train\.en\.gz exists"):
         read_pairs(tmp_path / "train", "en", "de")
 
 

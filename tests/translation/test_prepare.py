@@ -1,16 +1,19 @@
 """From parallel text to a data-bin: complete, reproducible, reused, replaced whole, never half made."""
 
 import dataclasses
+import gzip
 import hashlib
 import json
+import lzma
 
 import pytest
 import sentencepiece
 from fairseq.data import Dictionary, data_utils
 
-from translation import prepare as module
-from translation.corpus import read_lines
-from translation.prepare import main, prepare
+from translation import databin as module
+from translation.corpus import read_lines, read_pairs
+from translation.databin import prepare
+from translation.prepare import main
 
 
 def checksums(folder):
@@ -43,7 +46,7 @@ def test_reused_until_settings_or_text_change(data_bin, settings, prefixes, tmp_
     dest = tmp_path / "bin"
     calls = []
 
-    def build(work, settings, pairs):
+    def build(work, settings, text, workers):
         calls.append(settings)
         (work / "data-bin").mkdir()
         return work / "data-bin"
@@ -85,7 +88,7 @@ def test_equal_languages(settings, prefixes, tmp_path):
 @pytest.mark.real_python
 def test_command_line(prefixes, tmp_path, capsys):
     text = [f"--{split}-prefix={prefix}" for split, prefix in prefixes.items() if split != "test"]
-    arguments = [*text, "--dest", str(tmp_path / "bin"), "--vocab-size", "300", "--model-type", "unigram"]
+    arguments = [*text, "--dest", str(tmp_path / "bin"), "--vocab-size", "300", "--pieces", "unigram"]
     main(arguments)
     main(arguments)
     made, reused = capsys.readouterr().out.strip().split("\n")
@@ -99,3 +102,87 @@ def test_command_line_errors(prefixes, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--dest", str(tmp_path / "bin"), "--train-prefix", str(prefixes["train"])])
     assert "needs --train-prefix and --valid-prefix" in capsys.readouterr().err
+
+
+def test_another_direction_filtered_from_packed_text(prefixes, tmp_path, capsys):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    held_out = read_lines(prefixes["valid"].with_name("valid.de"))[0]
+    extra = [("kopiert " + held_out, "x"), ("", "leer"), ("kurz", "much longer than the other side is")]
+    for language, side in (("de", 0), ("en", 1)):
+        lines = read_lines(prefixes["train"].with_name(f"train.{language}")) + [pair[side] for pair in extra]
+        lines.append(held_out if language == "de" else "the same source again")
+        with lzma.open(folder / f"train.{language}.xz", "wt", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+        with gzip.open(folder / f"valid.{language}.gz", "wt", encoding="utf-8") as file:
+            file.write(prefixes["valid"].with_name(f"valid.{language}").read_text())
+    arguments = [f"--train-prefix={folder}/train", f"--valid-prefix={folder}/valid", "--dest", str(tmp_path / "bin")]
+    arguments += ["--source-lang", "de", "--target-lang", "en", "--vocab-size", "300", "--max-ratio", "6"]
+    main(arguments)
+    printed = capsys.readouterr().out
+    for reason in (
+        "1 with an empty side (the first is line 402)",
+        "1 with a sentence of validation or test (the first",
+    ):
+        assert reason in printed
+    assert "of which one side is more than 6 times the other (the first is line" in printed
+    assert (tmp_path / "bin/train.de-en.de.bin").is_file() and (tmp_path / "bin/pieces/valid.de").is_file()
+
+
+def test_a_failed_fairseq_preprocess_leaves_nothing(settings, prefixes, tmp_path, monkeypatch):
+    def fails(text, dest, *_):
+        dest.mkdir(exist_ok=True)
+        (dest / "half").write_text("half")
+        raise RuntimeError("fairseq-preprocess failed")
+
+    monkeypatch.setattr(module, "binarize", fails)
+    with pytest.raises(RuntimeError, match="fairseq-preprocess failed"):
+        prepare(tmp_path / "bin", settings, prefixes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_has_the_pieces_of_the_whole_and_is_inside_a_larger_one(data_bin, settings, prefixes, tmp_path):
+    kept = {}
+    for part in ("1/2", "1/4"):
+        dest = tmp_path / part.replace("/", "of")
+        own = dataclasses.replace(settings, train_part=part, pieces_of=str(data_bin))
+        prepare(dest, own, prefixes)
+        for name in ("dict.en.txt", "spm.model"):
+            assert (dest / name).read_bytes() == (data_bin / name).read_bytes()
+        dictionary = Dictionary.load(str(dest / "dict.en.txt"))
+        lines = data_utils.load_indexed_dataset(str(dest / "train.en-de.en"), dictionary)
+        kept[part] = {dictionary.string(line) for line in lines}
+        assert len(lines) == 400 * int(part[0]) // int(part[2])
+    assert kept["1/4"] < kept["1/2"]
+    dataset = data_utils.load_indexed_dataset(str(tmp_path / "1of2/valid.en-de.en"), dictionary)
+    whole = data_utils.load_indexed_dataset(str(data_bin / "valid.en-de.en"), dictionary)
+    assert all((one == other).all() for one, other in zip(dataset, whole, strict=True))
+
+
+def test_every_so_many_pairs_go_to_validation(settings, prefixes):
+    own = dataclasses.replace(settings, valid_every=23, held_out="keep")
+    only = {"train": prefixes["train"]}
+    text, dropped = module.read_text(own, only, workers=1)
+    pairs = read_pairs(prefixes["train"], "en", "de")
+    assert text["valid"].raw == pairs[22::23] and str(dropped) == "nothing"
+    assert text["train"].raw == [pair for number, pair in enumerate(pairs, 1) if number % 23]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--pieces", "bpe", "--moses"], "--pieces bpe is of raw text"),
+        (["--pieces", "subword-nmt", "--split-dashes"], "--split-dashes is a manner of the tokenizer"),
+        (["--max-ratio", "0.5"], "holds no pairs that are kept; dropped: 400 of which one side is more than 0.5 times"),
+    ],
+)
+def test_settings_that_do_not_go_together(prefixes, tmp_path, options, message):
+    text = [f"--{split}-prefix={prefixes[split]}" for split in ("train", "valid")]
+    with pytest.raises(SystemExit, match=message):
+        main([*text, "--dest", str(tmp_path / "bin"), *options])
+
+
+def test_a_part_is_a_fraction(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--dest", str(tmp_path), "--train-part", "2"])
+    assert "must be a fraction above 0 and at most 1, such as 1/8, not 2" in capsys.readouterr().err

@@ -1,45 +1,50 @@
-"""Parsing of generate's output, BLEU against its closed form, and a stock checkpoint scored end to end."""
+"""BLEU against its closed form, and a stock checkpoint scored end to end."""
 
 import json
 import math
 
 import pytest
 
-from translation.score import bleu, compound_split, in_order, main, parse_hypotheses
-
-OUTPUT = """\
-Hint: a warning that begins with H
-H-warning\t-1.0\tnot a hypothesis
-S-1\t▁the ▁cat
-T-1\t▁die ▁Katze
-H-1\t-0.5\t▁die ▁Katze
-D-1\t-0.5\tdie Katze
-P-1\t-0.5 -0.5
-H-0\t-1.25\t
-H-2\t-0.9\t▁schlecht er
-H-2\t-0.3\t▁bess er
-"""
-
-
-def test_hypotheses_are_parsed_by_number_and_best_score():
-    hypotheses = parse_hypotheses(OUTPUT.splitlines(keepends=True))
-    assert hypotheses == {0: [], 1: ["▁die", "▁Katze"], 2: ["▁bess", "er"]}
-    assert in_order(hypotheses, 3) == [[], ["▁die", "▁Katze"], ["▁bess", "er"]]
-
-
-@pytest.mark.parametrize("count", [2, 4])
-def test_a_missing_or_extra_sentence_is_an_error(count):
-    with pytest.raises(ValueError, match=f"answered 3 sentences, the reference has {count}"):
-        in_order(parse_hypotheses(OUTPUT.splitlines()), count)
+from translation.metrics import bleu, chrf, compound_split, compound_split_bleu, paired_bootstrap
+from translation.score import main
 
 
 def test_bleu_closed_form():
-    result = bleu(["a b c d e f g h"], ["a b c d e f g x"])
+    result = bleu(["a b c d e f g h"], [["a b c d e f g x"]])
     precisions = [7 / 8, 6 / 7, 5 / 6, 4 / 5]
     assert result["bleu"] == pytest.approx(100 * math.prod(precisions) ** 0.25)
     assert "tok:13a" in result["signature"]
-    short = bleu(["a b c d"], ["a b c d e"])["bleu"]
+    short = bleu(["a b c d"], [["a b c d e"]])["bleu"]
     assert short == pytest.approx(100 * math.exp(1 - 5 / 4))
+
+
+def test_lower_case_is_in_the_signature():
+    assert bleu(["A B C D"], [["a b c d"]])["bleu"] < 100
+    assert bleu(["A B C D"], [["a b c d"]], lowercase=True)["bleu"] == pytest.approx(100)
+    assert "case:lc" in bleu(["A"], [["a"]], lowercase=True)["signature"]
+    assert chrf(["A B"], [["a b"]], lowercase=True)["chrf"] == pytest.approx(100)
+
+
+def test_a_split_compound_counts_by_its_parts():
+    hypotheses, references = ["Die E-Mail ist da ."], [["Die E-Post ist da ."]]
+    split = compound_split_bleu(hypotheses, references)
+    parts = ["Die E ##AT##-##AT## Mail ist da ."], [["Die E ##AT##-##AT## Post ist da ."]]
+    assert split["bleu"] == bleu(*parts, tokenize="none")["bleu"] != bleu(hypotheses, references)["bleu"]
+    assert split["signature"].endswith("of 13a tokens, compounds split")
+    moses = compound_split_bleu(hypotheses, references, ("moses", lambda sentence: sentence))
+    assert moses["signature"].endswith("of moses tokens, compounds split")
+
+
+def test_paired_bootstrap_tells_a_system_from_its_baseline():
+    references = [f"a b c d e f {number}" for number in range(60)]
+    bad = "a b x d e f y"
+    worse = [line if number % 2 else bad for number, line in enumerate(references)]
+    like = [references[0], bad, *worse[2:]]  # as many are right, but others
+    rows = paired_bootstrap([("base", worse), ("like", like), ("better", references)], [references], 200)
+    base, same, better = rows
+    assert base["bleu_p"] is None and same["bleu_p"] > 0.2 and better["bleu_p"] < 0.05
+    assert better["bleu"] == pytest.approx(100) and base["bleu"] < 90
+    assert base["bleu"] == pytest.approx(same["bleu"], abs=0.1)
 
 
 def test_compounds_are_split():
