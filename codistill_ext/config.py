@@ -23,17 +23,24 @@ TEACHER_DEVICES = ("same", "cpu")
 STALE_POLICIES = ("wait", "go_on", "drop")
 
 
-# The smallest values of the whole-number options.
-_LEAST = {"models": 1, "burn_in": 0, "distill_every": 1, "topk": 1, "period": 1, "lag": -1, "check_every": 0}
-_LEAST |= {"max_staleness": 0, "model_index": -1}
 _WEIGHTS_ONLY = (
     *("period", "lag", "max_staleness", "stale_policy"),
     *("teacher_precision", "teacher_device", "teacher_compile"),
 )
 
 
-def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
-    return field(default=default, metadata={"help": text, "choices": choices})
+def _option(
+    default: Any,
+    text: str,
+    choices: tuple[str, ...] | None = None,
+    *,
+    unit: str = "",
+    least: int | None = None,
+    above: int | None = None,
+) -> Any:
+    """An option: what it is, and what it may be (the unit of a number and its least value, or what it is more than)."""
+    metadata = {"help": text, "choices": choices, "unit": unit, "least": least, "above": above}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +51,7 @@ class CodistillConfig:
         ValueError: a value out of range, or an option that has no effect with the others.
     """
 
-    models: int = _option(1, "how many models train at the same time; 1 is plain training")
+    models: int = _option(1, "how many models train at the same time; 1 is plain training", unit="models", least=1)
     exchange: str = _option(
         "predictions",
         "how knowledge crosses: predictions of every mini-batch; checkpoints every --codistill-period updates, over "
@@ -52,24 +59,32 @@ class CodistillConfig:
         EXCHANGES,
     )
     alpha: float | str = _option(
-        1.0, "weight of the codistillation term, a number or a schedule such as 0~1@1000up (schedules.py)"
+        1.0,
+        "weight of the codistillation term, relative to the task loss",
+        unit="a number of 0 or more, or a schedule such as 0~1@1000up",
     )
-    burn_in: int = _option(0, "updates before the term is switched on")
-    distill_every: int = _option(1, "use the term in every so-many-th update; in the others it costs nothing")
+    burn_in: int = _option(0, "updates before the term is switched on", unit="updates", least=0)
+    distill_every: int = _option(
+        1, "use the term in every so-many-th update; in the others it costs nothing", unit="updates", least=1
+    )
     divergence: str = _option(
         "kl_teacher_student",
         "kl_teacher_student is KL(teacher || student), kl_student_teacher is KL(student || teacher), "
         "cross_entropy has soft targets, mse is the mean squared difference of the logits",
         DIVERGENCES,
     )
-    temperature: float = _option(1.0, "both logits are divided by it, and the divergence multiplied by its square")
+    temperature: float = _option(
+        1.0, "both logits are divided by it, and the divergence multiplied by its square", unit="no unit", above=0
+    )
     target: str = _option(
         "each",
         "each: the mean of the divergences to each peer; mean: one divergence to the peers' mean prediction",
         TARGETS,
     )
     topology: str = _option(
-        "all", "who learns from whom: all, ring, or edges student<-teacher such as '0<-1,1<-0,2<-0'"
+        "all",
+        "who learns from whom: all, ring, or edges student<-teacher",
+        unit="all, ring, or edges such as '0<-1,1<-0,2<-0'",
     )
     data: str = _option(
         "auto",
@@ -88,12 +103,14 @@ class CodistillConfig:
         "--codistill-topk largest log-probabilities and the rest of the mass in one bin",
         ENCODINGS,
     )
-    topk: int = _option(64, "encoding topk: how many outputs of each prediction are sent")
-    period: int = _option(2500, "checkpoints, files: updates from one exchange to the next")
+    topk: int = _option(64, "encoding topk: how many outputs of each prediction are sent", unit="outputs", least=1)
+    period: int = _option(2500, "checkpoints, files: updates from one exchange to the next", unit="updates", least=1)
     lag: int = _option(
         -1,
         "checkpoints, files: updates from fetching the weights to using them, in which they travel in the "
         "background; -1 is period // 50",
+        unit="updates, less than the period",
+        least=-1,
     )
     teacher_precision: str = _option(
         "auto",
@@ -105,7 +122,10 @@ class CodistillConfig:
     )
     teacher_compile: bool = _option(False, "checkpoints, files: run the teachers through torch.compile")
     max_staleness: int = _option(
-        0, "checkpoints, files: a teacher older than so many updates is too old; 0 is no limit"
+        0,
+        "checkpoints, files: a teacher older than so many updates is too old; 0 is no limit",
+        unit="updates",
+        least=0,
     )
     stale_policy: str = _option(
         "wait",
@@ -113,13 +133,20 @@ class CodistillConfig:
         "with the old ones; drop the term of teachers that are too old, and go on",
         STALE_POLICIES,
     )
-    dir: str = _option("", "files: the directory that the jobs share")
-    model_index: int = _option(-1, "files: which of the models this job trains, from 0")
-    settings: str = _option("", "a YAML file with options of single models, such as '1: {lr: 0.05}'")
-    check_every: int = _option(
-        1, "coordinated data: compare the fingerprints of the batches every so many exchanges; 0 never"
+    dir: str = _option("", "files: where all jobs put and read weights", unit="a directory that the jobs share")
+    model_index: int = _option(
+        -1, "files: which of the models this job trains", unit="an index less than the number of models", least=-1
     )
-    timeout: float = _option(1800.0, "seconds to wait for a peer before giving up with an error")
+    settings: str = _option("", "options of single models, such as '1: {lr: 0.05}'", unit="a YAML file")
+    check_every: int = _option(
+        1,
+        "coordinated data: compare the fingerprints of the batches every so many exchanges; 0 never",
+        unit="exchanges",
+        least=0,
+    )
+    timeout: float = _option(
+        1800.0, "how long to wait for a peer before giving up with an error", unit="seconds", above=0
+    )
 
     def __post_init__(self) -> None:
         # As a number if it is one, so that options are equal however they were written.
@@ -135,12 +162,11 @@ class CodistillConfig:
                 raise ValueError(f"{flag(option.name)} is one of {', '.join(choices)}, not {value!r}")
             if option.type is float and not math.isfinite(value):
                 raise ValueError(f"{flag(option.name)} must be a finite number, not {value}")
-        for name, low in _LEAST.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{flag(name)} must be at least {low}, not {getattr(self, name)}")
-        for name in ("temperature", "timeout"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{flag(name)} must be more than 0, not {getattr(self, name)}")
+            least, above = option.metadata["least"], option.metadata["above"]
+            if least is not None and value < least:
+                raise ValueError(f"{flag(option.name)} must be at least {least}, not {value}")
+            if above is not None and not value > above:
+                raise ValueError(f"{flag(option.name)} must be more than {above}, not {value}")
         if self.lag >= self.period and self.exchange != "predictions":
             raise ValueError(
                 f"{flag('lag')} must be less than {flag('period')}, so that the weights of one exchange are in "
@@ -251,14 +277,14 @@ class CodistillConfig:
         group = parser.add_argument_group("codistillation")
         for option in dataclasses.fields(CodistillConfig):
             if option.type is bool:
-                group.add_argument(flag(option.name), action="store_true", help=option.metadata["help"])
+                group.add_argument(flag(option.name), action="store_true", help=help_text(option))
                 continue
             group.add_argument(
                 flag(option.name),
                 type=argument_type(option),
                 default=option.default,
                 choices=option.metadata["choices"],
-                help=f"{option.metadata['help'].replace('%', '%%')} (default: {option.default})",
+                help=help_text(option),
             )
 
     @classmethod
@@ -276,6 +302,18 @@ def argument_type(option: "dataclasses.Field[Any]") -> type:
     """What a command line reads the option as; text stands for a number or a schedule."""
     assert not isinstance(option.type, str)  # this module does not postpone annotations
     return option.type if isinstance(option.type, type) else str
+
+
+def help_text(option: "dataclasses.Field[Any]") -> str:
+    """For argparse: what an option is, its unit and range, and its default."""
+    of = option.metadata
+    takes = of["unit"] or ", ".join(of["choices"] or ()) or "a switch"
+    if of["least"] is not None:
+        takes += f", {of['least']} or more"
+    elif of["above"] is not None:
+        takes += f", more than {of['above']}"
+    default = "off" if option.default is False else option.default if option.default != "" else "none"
+    return f"{of['help']} [{takes}; default: {default}]".replace("%", "%%")
 
 
 def flag(name: str) -> str:
