@@ -1,4 +1,4 @@
-"""What a run writes: metrics.jsonl, TensorBoard, config.yaml and summary.json in one directory."""
+"""What a run writes: metrics.jsonl, config.yaml and summary.json in one directory, and to TensorBoard and W&B."""
 
 import fcntl
 import json
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch.utils.tensorboard import SummaryWriter
 
 from codistill_ext.exchange.wire.whole_files import write_text
 from codistill_ext.groups import ModelGroups, model_directory
+from codistill_ext.job.boards import Board, Follower, TensorBoard, WeightsAndBiases
 from codistill_ext.job.storage import writing
 
 
@@ -19,37 +19,62 @@ class RunLog:
     """The one writer of a run. Every model's lead rank writes; on other ranks it does nothing.
 
     All models append to one ``metrics.jsonl``, a line a call, with flat keys such as
-    ``model0/train/loss``. A resumed run appends again from where it resumed: of two lines with
-    the same model and update the later one counts.
+    ``model0/train/loss``; the job's first rank shows them to TensorBoard and W&B. A resumed run appends
+    again from where it resumed: of two lines with the same model and update the later one counts.
+
+    Args:
+        directory: of the run.
+        tensorboard: directory of the events; that of the run unless given.
+        wandb_project: a project of W&B, in which the job is one run.
+
+    Raises:
+        Mistake: W&B is asked for and not installed.
     """
 
-    def __init__(self, directory: str | Path, groups: ModelGroups) -> None:
+    def __init__(
+        self, directory: str | Path, groups: ModelGroups, *, tensorboard: str | Path = "", wandb_project: str = ""
+    ) -> None:
         self.directory = Path(directory)
         self.groups = groups
         self.model_dir = model_directory(self.directory, groups.model_index)
         # Separate jobs may share the directory: what describes a job is then beside its model.
         self._job_dir = self.model_dir if groups.separate_jobs else self.directory
         self._start = time.time()
-        self._board: SummaryWriter | None = None
+        self._boards: list[Board] = []
+        self._follower: Follower | None = None
         if groups.is_lead:
             self.model_dir.mkdir(parents=True, exist_ok=True)
-            self._board = SummaryWriter(str(self.model_dir))
+        if groups.rank == 0:
+            if wandb_project:
+                apart = f"-{self.model_dir.name}" if groups.separate_jobs else ""
+                self._boards.append(WeightsAndBiases(wandb_project, self.directory.absolute().name + apart))
+            self._boards.append(TensorBoard(self._events(tensorboard)))
+            only = self.model_dir.name if groups.separate_jobs else None
+            self._follower = Follower(self._metrics, self._boards, only)
+
+    def _events(self, directory: str | Path) -> Path:
+        """Of this job alone: TensorBoard expects one writer a directory."""
+        if not directory:
+            return self._job_dir
+        return Path(directory, self.model_dir.name if self.groups.separate_jobs else "")
+
+    @property
+    def _metrics(self) -> Path:
+        return self.directory / "metrics.jsonl"
 
     def log(self, values: Mapping[str, float], *, update: int, epoch: float | None = None) -> None:
         """Write this model's values, ``{"train/loss": 1.2}``, at an update."""
-        if self._board is None:
+        if not self.groups.is_lead:
             return
         line: dict[str, Any] = {"update": update, "seconds": round(time.time() - self._start, 3)}
         if epoch is not None:
             line["epoch"] = epoch
         for key, value in values.items():
             line[f"model{self.groups.model_index}/{key}"] = value
-            self._board.add_scalar(key, value, update)
         self._append(json.dumps(line) + "\n")
 
     def _append(self, line: str) -> None:
-        path = self.directory / "metrics.jsonl"
-        with writing(path), open(path, "a", encoding="utf-8") as file:
+        with writing(self._metrics), open(self._metrics, "a", encoding="utf-8") as file:
             fcntl.lockf(file, fcntl.LOCK_EX)  # the models' lines must not interleave
             file.write(line)
             file.flush()
@@ -58,6 +83,8 @@ class RunLog:
         """Write ``config.yaml``; the job's first rank does it."""
         if self.groups.rank == 0:
             self._write("config.yaml", yaml.safe_dump(dict(values), sort_keys=True))
+            for board in self._boards:
+                board.describe(values)
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """Write ``summary.json``; the job's first rank does it."""
@@ -69,5 +96,6 @@ class RunLog:
             write_text(self._job_dir / name, text)
 
     def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
+        """All models have written all of their values."""
+        if self._follower is not None:
+            self._follower.close()
