@@ -14,17 +14,18 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 from fairseq.logging import metrics
 from torch import Tensor, nn
 
-from codistill_ext.config import FLAG_PREFIX, CodistillConfig, argument_type, flag
+from codistill_ext.config import FLAG_PREFIX, CodistillConfig, argument_type, flag, help_text
+from codistill_ext.errors import Mistake
 from codistill_ext.parallel import CodistillParallel
 from codistill_ext.schedules import Curve, Horizon, Schedule
 
 NAME = "codistill_label_smoothed_ce"
-# Regularisation as schedules over the run.
+# Regularisation as schedules over the run: what it is, and its default.
 SCHEDULED = {
-    "label_smoothing": "label smoothing in training as a schedule, such as 0.1~0@50%%; validation keeps "
-    "--label-smoothing",
-    "dropout": "share that is dropped in training as a schedule, such as 0.3~0@50%%; replaces --dropout",
+    "label_smoothing": ("label smoothing in training; validation keeps --label-smoothing", "--label-smoothing"),
+    "dropout": ("share that is dropped in training; replaces --dropout", "--dropout"),
 }
+_SHARE = "a share from 0 to less than 1, or a schedule such as 0.1~0@50%%"
 
 # The core declares the options; fairseq wants them as fields of the criterion.
 CodistillLabelSmoothedCEConfig = dataclasses.make_dataclass(
@@ -35,14 +36,18 @@ CodistillLabelSmoothedCEConfig = dataclasses.make_dataclass(
             argument_type(option),
             dataclasses.field(
                 default=argument_type(option)(option.default),
-                metadata={"help": option.metadata["help"].replace("%", "%%")},
+                metadata={"help": help_text(option)},
             ),
         )
         for option in dataclasses.fields(CodistillConfig)
     ]
     + [
-        (FLAG_PREFIX + name, str, dataclasses.field(default="", metadata={"help": text}))
-        for name, text in SCHEDULED.items()
+        (
+            FLAG_PREFIX + name,
+            str,
+            dataclasses.field(default="", metadata={"help": f"{text} [{_SHARE}; default: {now}]"}),
+        )
+        for name, (text, now) in SCHEDULED.items()
     ],
     bases=(LabelSmoothedCrossEntropyCriterionConfig,),
     namespace={"__module__": __name__},
@@ -81,6 +86,22 @@ class _Recorder:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
+
+
+def _logits(output: Any, target: Tensor) -> Tensor:
+    """Of a model's output, shape (batch, length, vocabulary).
+
+    Raises:
+        Mistake: the model is of another kind.
+    """
+    logits = output[0] if isinstance(output, (tuple, list)) and output else None
+    if not isinstance(logits, Tensor) or logits.shape[:-1] != target.shape:
+        found = list(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
+        raise Mistake(
+            f"{NAME} needs a model that returns first of all the logits of each target, of shape "
+            f"{[*target.shape, 'vocabulary']}; this one returned {found}"
+        )
+    return logits
 
 
 @register_criterion(NAME, dataclass=CodistillLabelSmoothedCEConfig)
@@ -146,7 +167,8 @@ class CodistillLabelSmoothedCE(LabelSmoothedCrossEntropyCriterion):
         target: Tensor = recorder.get_targets(sample, recorder.output)
         mask = target.ne(self.padding_idx)
         mask[:, : self.ignore_prefix_size] = False
-        term = model.codistill(sample["net_input"], recorder.output[0], mask=mask, reduction="sum")
+        logits = _logits(recorder.output, target)
+        term = model.codistill(sample["net_input"], logits, mask=mask, reduction="sum")
         logging_output["codistill_loss"] = term.loss.detach()
         return loss + term.loss, sample_size, logging_output
 

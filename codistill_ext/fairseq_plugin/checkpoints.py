@@ -126,6 +126,19 @@ def load_patience_state(state: dict[str, float]) -> None:
     vars(fairseq_train.should_stop_early).update(state)
 
 
+def plateau_state(schedule: Any) -> dict[str, int]:
+    """Of ``--lr-scheduler reduce_lr_on_plateau``, what fairseq forgets."""
+    inner = getattr(schedule, "lr_scheduler", None)
+    if not isinstance(inner, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        return {}
+    return {"num_bad_epochs": inner.num_bad_epochs, "cooldown_counter": inner.cooldown_counter}
+
+
+def load_plateau_state(schedule: Any, state: dict[str, int]) -> None:
+    if state:
+        vars(schedule.lr_scheduler).update(state)
+
+
 def precision_state(optimizer: Any) -> dict[str, Any]:
     """Of --fp16, --bf16 and --amp, what fairseq forgets: master weights, and when the loss scale last changed.
 
@@ -236,14 +249,15 @@ def at_updates_tried(validate_and_save: Callable[..., Any]) -> Callable[..., Any
             # By its own count fairseq would not save yet; the peers have.
             checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
             save_now = False
-        with _option(cfg.checkpoint, "save_interval_updates", done if save_now else 0):
+        with set_for_a_while(cfg.checkpoint, "save_interval_updates", done if save_now else 0):
             return validate_and_save(cfg, trainer, task, epoch_itr, *args)
 
     return with_interval
 
 
 @contextlib.contextmanager
-def _option(cfg: Any, name: str, value: Any) -> Iterator[None]:
+def set_for_a_while(cfg: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value of an option of fairseq's."""
     original = cfg[name]
     cfg[name] = value
     try:

@@ -4,25 +4,20 @@
 """
 
 import contextlib
-import copy
 import functools
 import json
 import logging
 import os
-import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
 from fairseq import options as fairseq_options
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 from fairseq_cli import train as fairseq_train
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import to_absolute_path
 from omegaconf import OmegaConf, open_dict
@@ -30,36 +25,22 @@ from omegaconf import OmegaConf, open_dict
 from codistill_ext.config import CodistillConfig
 from codistill_ext.criterions.codistill_label_smoothed_ce import regularisation
 from codistill_ext.fairseq_plugin import checkpoints
+from codistill_ext.fairseq_plugin.command_line import CRITERIONS, parse_args_and_arch, with_settings
 from codistill_ext.fairseq_plugin.models import plain_values
+from codistill_ext.fairseq_plugin.refused import refuse_what_does_not_go, refuse_what_mixes_models
 from codistill_ext.fairseq_plugin.trainer import CodistillTrainer, replaced
 from codistill_ext.groups import ModelGroups, model_directory
 from codistill_ext.job import failures
 from codistill_ext.job.rendezvous import INIT_METHOD
 from codistill_ext.job.resume import take_possession
 from codistill_ext.job.runlog import RunLog
-from codistill_ext.job.settings import read_settings, to_flags
+from codistill_ext.job.settings import read_settings
 from codistill_ext.sampling import model_seed
 
 logger = logging.getLogger(__name__)
 
-# What --codistill-settings cannot say of one model alone, by beginning or by name.
-_SHARED_BEGINNINGS = ("codistill", "criterion.codistill", "distributed")
-_SHARED = (
-    "ddp_backend",
-    "save_dir",
-    "data",
-    "criterion",
-    "task",
-    "user_dir",
-    "cpu",
-    "task.data",
-    "checkpoint.save_dir",
-)
-_NOTHING = object()
-CRITERIONS = ("codistill_label_smoothed_ce",)
 Main = Callable[..., None]
 _fairseq_call_main = distributed_utils.call_main
-_fairseq_parse_args_and_arch = fairseq_options.parse_args_and_arch
 _current_groups: ModelGroups | None = None
 
 
@@ -88,29 +69,6 @@ def _prepare_and_call(own_main: Main, cfg: Any, **kwargs: Any) -> None:
     _fairseq_call_main(cfg, own_main, **kwargs)
 
 
-def parse_args_and_arch(parser: Any, input_args: list[str] | None = None, *args: Any, **kwargs: Any) -> Any:
-    """In place of ``fairseq.options.parse_args_and_arch``: a wrong option is refused without fairseq's long usage."""
-    parser.error = functools.partial(_refuse_option, parser, input_args)
-    parsed = _fairseq_parse_args_and_arch(parser, input_args, *args, **kwargs)
-    options = parsed[0] if isinstance(parsed, tuple) else parsed
-    if getattr(options, "criterion", None) in CRITERIONS:
-        for module in r"hydra\.", "sys":  # 20 lines for each process about how fairseq uses hydra
-            warnings.filterwarnings("ignore", category=UserWarning, module=module)
-        try:
-            CodistillConfig.from_args(options)
-        except ValueError as error:
-            parser.error(str(error))
-    return parsed
-
-
-def _refuse_option(parser: Any, input_args: list[str] | None, message: str) -> NoReturn:
-    if "unrecognized arguments: " in message and "--codistill-" in message:
-        criterion = parser.parse_known_args(input_args)[0].criterion
-        if criterion not in CRITERIONS:
-            message = f"options of codistillation need --criterion {CRITERIONS[0]}, not {criterion}"
-    failures.refuse(parser, message)
-
-
 def _is_training(main: Main) -> bool:
     """Also when fairseq_cli.train was started with -m, which makes a second copy of its functions."""
     code, known = main.__code__, fairseq_train.main.__code__
@@ -131,12 +89,14 @@ def prepare(cfg: Any) -> None:
     config = options_of(cfg)
     regularisation(cfg.criterion)
     if config.models > 1:
-        _refuse(cfg)
+        refuse_what_mixes_models(cfg)
     if HydraConfig.initialized():
         with open_dict(cfg):  # hydra gives every rank a working directory of its own
             cfg.checkpoint.save_dir = to_absolute_path(cfg.checkpoint.save_dir)
+            if cfg.common.tensorboard_logdir:
+                cfg.common.tensorboard_logdir = to_absolute_path(cfg.common.tensorboard_logdir)
     for index, options in enumerate(read_settings(config.settings, config.models)):
-        with_settings(cfg, index, options)  # argparse ends the program at a mistake
+        refuse_what_does_not_go(with_settings(cfg, index, options), config)  # argparse ends the program at a mistake
     with open_dict(cfg):
         _set_process_group(cfg)
         if config.active and config.exchange == "predictions":
@@ -153,64 +113,6 @@ def prepare(cfg: Any) -> None:
             f"{world_size}: start with torchrun --nproc-per-node {config.models} (or a multiple), or change "
             f"--codistill-models"
         )
-
-
-def with_settings(cfg: Any, index: int, options: dict[str, Any]) -> Any:
-    """The configuration of one model: the job's, with its own options.
-
-    Options by their names on fairseq-train's command line are put behind the job's, as if they had
-    been typed; names with a dot, such as ``optimization.lr``, are of fairseq's configuration.
-
-    Raises:
-        ValueError: an option is not one that can differ, or the job has no command line of flags.
-    """
-    shared = [name for name in options if name.startswith(_SHARED_BEGINNINGS) or name in _SHARED]
-    if shared:
-        raise ValueError(
-            f"--codistill-settings gives model {index} {', '.join(shared)}: that is the job's, not a model's"
-        )
-    flags = to_flags({name: value for name, value in options.items() if "." not in name})
-    dotted = {name: value for name, value in options.items() if "." in name}
-    if flags:
-        cfg = _parsed_again(cfg, flags)
-    elif dotted:
-        cfg = copy.deepcopy(cfg)
-    for name, value in dotted.items():
-        if OmegaConf.select(cfg, name, default=_NOTHING) is _NOTHING:
-            raise ValueError(f"--codistill-settings gives model {index} {name}, which the configuration does not have")
-        OmegaConf.update(cfg, name, value)
-    return cfg
-
-
-def _parsed_again(cfg: Any, flags: list[str]) -> Any:
-    if GlobalHydra.instance().is_initialized():
-        raise ValueError("settings by flag are for fairseq-train; with hydra name them as it does: optimization.lr")
-    parser = fairseq_options.get_training_parser()
-    own = convert_namespace_to_omegaconf(fairseq_options.parse_args_and_arch(parser, [*sys.argv[1:], *flags]))
-    with open_dict(own):
-        own.distributed_training = cfg.distributed_training
-        own.checkpoint.load_checkpoint_on_all_dp_ranks = cfg.checkpoint.load_checkpoint_on_all_dp_ranks
-        own.common.amp_batch_retries = cfg.common.amp_batch_retries
-    return own
-
-
-def _refuse(cfg: Any) -> None:
-    """What would average gradients over the whole world, and so mix the models."""
-    training = cfg.distributed_training
-    mixing = {
-        "--ddp-backend slowmo": training.ddp_backend == "slowmo",
-        "--ddp-backend fully_sharded": training.ddp_backend == "fully_sharded",
-        "--use-bmuf": cfg.optimization.use_bmuf,
-        "--pipeline-model-parallel": training.pipeline_model_parallel,
-        "--model-parallel-size": cfg.common.model_parallel_size > 1,
-        "--tpu": cfg.common.tpu,
-    }
-    for option, given in mixing.items():
-        if given:
-            raise ValueError(
-                f"{option} works on the whole job and would mix the {cfg.criterion.codistill_models} models: "
-                f"use --ddp-backend pytorch_ddp or legacy_ddp without it"
-            )
 
 
 def _set_process_group(cfg: Any) -> None:
@@ -243,7 +145,12 @@ def train_one_model(cfg: Any, **kwargs: Any) -> None:
         settings = read_settings(config.settings, config.models)[groups.model_index]
         cfg = with_settings(cfg, groups.model_index, settings)
         take_possession(model_directory(Path(cfg.checkpoint.save_dir), groups.model_index), groups)
-    log = RunLog(cfg.checkpoint.save_dir, groups)
+        log = RunLog(
+            cfg.checkpoint.save_dir,
+            groups,
+            tensorboard=cfg.common.tensorboard_logdir or "",
+            wandb_project=cfg.common.wandb_project or "",
+        )
     log.write_config(plain_values(OmegaConf.to_container(cfg, enum_to_str=True)))
     _describe_own_job(cfg, groups, seed)
     _show_every_model(groups)
@@ -271,13 +178,11 @@ def _describe_own_job(cfg: Any, groups: ModelGroups, seed: int) -> None:
         if cfg.common.seed == seed:  # else the model has one of its own
             cfg.common.seed = model_seed(seed, groups.model_index)
         cfg.checkpoint.save_dir = str(model_directory(Path(cfg.checkpoint.save_dir), groups.model_index))
-        name = Path(cfg.checkpoint.save_dir).name
-        for option in ("tensorboard_logdir", "log_file"):
-            path = getattr(cfg.common, option)
-            if path and groups.num_models > 1:
-                path = Path(path)
-                path = path / name if option == "tensorboard_logdir" else path.with_stem(f"{path.stem}.{name}")
-                setattr(cfg.common, option, str(path))
+        # The log shows all models in one run; fairseq would begin one for each.
+        cfg.common.tensorboard_logdir = cfg.common.wandb_project = None
+        if cfg.common.log_file and groups.num_models > 1:
+            path = Path(cfg.common.log_file)
+            cfg.common.log_file = str(path.with_stem(f"{path.stem}.model{groups.model_index}"))
 
 
 def _show_every_model(groups: ModelGroups) -> None:
@@ -306,8 +211,7 @@ def _inside_model_group(groups: ModelGroups, build_trainer: Callable[..., Codist
 
     def logged_valid_stats(cfg: Any, trainer: CodistillTrainer, stats: Any, tracking_best: bool) -> Any:
         stats = get_valid_stats(cfg, trainer, stats, tracking_best)
-        if tracking_best:  # of the first subset alone
-            trainer.log_validation(stats)
+        trainer.log_validation(stats, first=tracking_best)
         return stats
 
     _current_groups = groups

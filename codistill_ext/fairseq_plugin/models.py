@@ -1,6 +1,8 @@
 """(fairseq) Models as plain values: what a checkpoint or a peer may hold, and the way back."""
 
 import argparse
+import contextlib
+import hashlib
 import re
 from functools import cache
 from typing import Any
@@ -34,11 +36,23 @@ def plain_values(value: Any) -> Any:
     return value
 
 
-def describe_model(cfg: Any) -> ModelDescription:
-    """How a peer builds the model again: its architecture's name and options.
+def vocabularies(task: Any) -> dict[str, str]:
+    """What the inputs and outputs of a task's models mean: a digest of each dictionary, symbols in their order."""
+    digests = {}
+    for side in ("source", "target"):
+        with contextlib.suppress(NotImplementedError):  # it has no such side
+            dictionary = getattr(task, f"{side}_dictionary", None)
+            if dictionary is not None:
+                digests[side] = hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()
+    return digests
+
+
+def describe_model(cfg: Any, task: Any) -> ModelDescription:
+    """How a peer builds the model again: its architecture's name and options, and what its tokens mean.
 
     Args:
         cfg: fairseq's ``cfg.model``, an argparse namespace for architectures of the command line.
+        task: whose dictionaries the model has.
     """
     values: dict[str, Any]
     if isinstance(cfg, argparse.Namespace):
@@ -48,7 +62,10 @@ def describe_model(cfg: Any) -> ModelDescription:
         container: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
         values = dict(container)
     structured = not isinstance(cfg, argparse.Namespace)
-    return ModelDescription(str(cfg._name), {"structured": structured, "options": _without_files(plain_values(values))})
+    options = _without_files(plain_values(values))
+    return ModelDescription(
+        str(cfg._name), {"structured": structured, "options": options, "vocabularies": vocabularies(task)}
+    )
 
 
 @cache
@@ -95,13 +112,18 @@ def build_described(description: ModelDescription, task: Any) -> nn.Module:
     """Build a peer's model from its description, which may come from a file.
 
     Raises:
-        ValueError: the architecture is not registered, or a value is not one it takes.
+        ValueError: the architecture is not registered, a value is not one it takes, or the peer has other dictionaries.
     """
     options = description.values.get("options")
     if description.name not in ARCH_MODEL_REGISTRY:
         raise ValueError(f"the peer's architecture {description.name!r} is not registered with fairseq")
     if not isinstance(options, dict) or options.get("_name") != description.name:
         raise ValueError(f"the peer's architecture {description.name} comes without its options")
+    if description.values.get("vocabularies", {}) != vocabularies(task):
+        raise ValueError(
+            "the peer's dictionaries have other symbols or another order: prepare the data of all models with the "
+            "same ones (fairseq-preprocess --srcdict and --tgtdict), or copy one data directory"
+        )
     options = _without_files(options)
     _check_plain(options, description.name)
     cfg = OmegaConf.create(options) if description.values.get("structured") else argparse.Namespace(**options)

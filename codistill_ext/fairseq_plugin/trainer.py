@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,21 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
 from codistill_ext.config import CodistillConfig
-from codistill_ext.errors import Mistake
 from codistill_ext.exchange import ModelDescription
 from codistill_ext.fairseq_plugin.checkpoints import (
     STATE_KEY,
     CheckpointFiles,
     cut_of,
     load_patience_state,
+    load_plateau_state,
     load_precision_state,
     patience_state,
+    plateau_state,
     precision_state,
+    set_for_a_while,
 )
 from codistill_ext.fairseq_plugin.dropout import set_dropout
-from codistill_ext.fairseq_plugin.models import build_described, describe_model, plain_values
+from codistill_ext.fairseq_plugin.models import build_described, describe_model, plain_values, vocabularies
 from codistill_ext.fairseq_plugin.parts import part_of
 from codistill_ext.groups import ModelGroups
 from codistill_ext.job.failures import mistakes
@@ -40,7 +41,7 @@ from codistill_ext.parallel import CodistillParallel
 from codistill_ext.sampling import data_seed
 from codistill_ext.schedules import Horizon
 
-_LOGGED = {"loss", "nll_loss", "codistill_loss", "lr", "gnorm", "ups", "wps", "loss_scale"}
+_LOGGED = {"loss", "nll_loss", "codistill_loss", "lr", "gnorm", "ups", "wps", "loss_scale", "ema_decay"}
 
 
 class FairseqCodistillParallel(CodistillParallel):
@@ -89,9 +90,9 @@ class CodistillTrainer(Trainer):
         self._job_seed, self._data_seed = seed, data_seed(config, groups, seed)
         self._codistill_state: dict[str, Any] | None = None
         self._batches_made = False
+        self._in_update = False
+        self._subset = ""  # that is being validated
         self.valid_stats: dict[str, float] = {}
-        if cfg.checkpoint.write_checkpoints_asynchronously:
-            raise Mistake("--write-checkpoints-asynchronously leaves no whole checkpoint_last.pt: leave it out")
         check_vocabularies(task, groups)
         super().__init__(cfg, task, model, criterion, quantizer)
         self.files = CheckpointFiles(Path(cfg.checkpoint.save_dir), self.checkpoint_suffix)
@@ -112,7 +113,7 @@ class CodistillTrainer(Trainer):
             self.config,
             logits_of=lambda output: output[0],
             data_parallel=self._data_parallel,
-            description=describe_model(self.cfg.model),
+            description=describe_model(self.cfg.model, self.task),
             build_peer=self._build_peer,
         )
 
@@ -129,12 +130,16 @@ class CodistillTrainer(Trainer):
     def train_step(self, samples: Any, raise_oom: bool = False) -> Any:
         """One update, and one step of the exchange whether or not the optimizer skipped it."""
         self.model.in_step = True
+        if self._in_update:  # --amp tries a batch again: it is the same update
+            return super().train_step(samples, raise_oom=raise_oom)
         settings = {"alpha": self.model.alpha, **self._criterion.regularisation_at(self.model.updates)}
         if "dropout" in settings:
             set_dropout(self.model.plain, settings["dropout"])
         # A batch that one model gives up for want of memory would leave its peers waiting.
         each_batch_counts = self.config.active and self.config.exchange == "predictions"
+        self._in_update = True
         output = super().train_step(samples, raise_oom=raise_oom or each_batch_counts)
+        self._in_update = False
         self.model.after_update()
         if output is not None and self.get_num_updates() % self.cfg.common.log_interval == 0:
             # Means since the last line; main resets them behind this.
@@ -151,12 +156,16 @@ class CodistillTrainer(Trainer):
         line = {f"{prefix}/{key}": value for key, value in values.items()}
         self.log.log(line | self.model.report(), update=self.get_num_updates())
 
-    def log_validation(self, stats: dict[str, Any]) -> None:
-        """Write a validation's results into the run's log."""
-        self.valid_stats = {
-            key: float(value) for key, value in stats.items() if isinstance(value, (int, float, Tensor))
-        }
-        self._log("valid", self.valid_stats)
+    def log_validation(self, stats: dict[str, Any], *, first: bool) -> None:
+        """Write a validation's results into the run's log.
+
+        Args:
+            first: of --valid-subset, by which the best checkpoint is chosen.
+        """
+        values = {key: float(value) for key, value in stats.items() if isinstance(value, (int, float, Tensor))}
+        if first:
+            self.valid_stats = values
+        self._log("valid" if first else f"valid.{self._subset}", values)
 
     def get_train_iterator(self, epoch: int, **kwargs: Any) -> Any:
         """Batches in the order of the data's seed; a resumed run gets those of the first epoch again.
@@ -200,17 +209,13 @@ class CodistillTrainer(Trainer):
         self.task.datasets[subset] = part_of(whole, self.config, self.groups, self._job_seed)
 
     def get_valid_iterator(self, subset: str, **kwargs: Any) -> Any:
-        with self._seed_of_data():
+        """Batches of every sentence: fairseq drops what does not fill a multiple of 8 at the end."""
+        self._subset = subset
+        with self._seed_of_data(), set_for_a_while(self.cfg.dataset, "required_batch_size_multiple", 1):
             return super().get_valid_iterator(subset, **kwargs)
 
-    @contextlib.contextmanager
-    def _seed_of_data(self) -> Iterator[None]:
-        own = self.cfg.common.seed
-        self.cfg.common.seed = self._data_seed
-        try:
-            yield
-        finally:
-            self.cfg.common.seed = own
+    def _seed_of_data(self) -> contextlib.AbstractContextManager[None]:
+        return set_for_a_while(self.cfg.common, "seed", self._data_seed)
 
     def consolidate_optimizer(self) -> None:
         """fairseq calls it on all ranks before the lead saves: the place for what all must do."""
@@ -218,8 +223,10 @@ class CodistillTrainer(Trainer):
         own = {
             "patience": patience_state(),
             "precision": precision_state(self.optimizer),
+            "plateau": plateau_state(self.lr_scheduler),
             "lr": float(self.get_lr()),
             "valid": self.valid_stats,
+            "ema_updates": 0 if self._ema is None else self._ema.update_freq_counter,  # since it was last made
         }
         self._codistill_state = self.model.codistill_state_dict() | own
 
@@ -258,7 +265,10 @@ class CodistillTrainer(Trainer):
             self.model.load_codistill_state_dict(state)
             load_patience_state(state["patience"])
             load_precision_state(self.optimizer, state["precision"])
+            load_plateau_state(self.lr_scheduler, state["plateau"])
             self.valid_stats = state["valid"]
+            if self._ema is not None:
+                self._ema.update_freq_counter = state["ema_updates"]
         if self.cfg.checkpoint.restore_file != "checkpoint_last.pt":  # which the models have agreed on
             self.groups.check_equal(
                 "the update that the models resume from (see --restore-file)",
@@ -274,11 +284,10 @@ def check_vocabularies(task: Any, groups: ModelGroups) -> None:
     Raises:
         Mistake: a model's dictionary has other symbols or another order.
     """
-    dictionary = task.target_dictionary
-    if dictionary is None:
-        return
-    digest = hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()
-    groups.check_equal("the target dictionary of the models", {"size": len(dictionary), "sha256": digest})
+    digest = vocabularies(task).get("target")
+    if digest is not None:
+        found = {"size": len(task.target_dictionary), "sha256": digest}
+        groups.check_equal("the target dictionary of the models", found)
 
 
 @contextlib.contextmanager

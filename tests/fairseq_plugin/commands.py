@@ -9,20 +9,30 @@ from tests.commands import run, script, torchrun
 CRITERION = ["--criterion", "codistill_label_smoothed_ce"]
 STOCK = ["--criterion", "label_smoothed_cross_entropy"]
 
-SMALL = [
-    *("--cpu", "--arch", "transformer", "--share-all-embeddings", "--num-workers", "0", "--no-progress-bar"),
-    *("--encoder-embed-dim", "16", "--encoder-ffn-embed-dim", "32", "--encoder-layers", "1"),
-    *("--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "32", "--decoder-layers", "1"),
-    *("--encoder-attention-heads", "2", "--decoder-attention-heads", "2", "--dropout", "0.1"),
+_COMMON = [
+    *("--cpu", "--num-workers", "0", "--no-progress-bar", "--dropout", "0.1"),
     *("--optimizer", "adam", "--lr", "1e-3", "--lr-scheduler", "inverse_sqrt", "--warmup-updates", "10"),
     *("--label-smoothing", "0.1", "--max-tokens", "400", "--log-interval", "2", "--seed", "3"),
 ]
+_DECODER = [
+    *("--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "32", "--decoder-layers", "1"),
+    *("--decoder-attention-heads", "2"),
+]
+SMALL = [
+    *_COMMON,
+    *("--arch", "transformer", "--share-all-embeddings", *_DECODER),
+    *("--encoder-embed-dim", "16", "--encoder-ffn-embed-dim", "32", "--encoder-layers", "1"),
+    *("--encoder-attention-heads", "2"),
+]
+SMALL_LM = [*_COMMON, "--task", "language_modeling", "--arch", "transformer_lm", "--tokens-per-sample", "40", *_DECODER]
 
 
-def train(data: Path, save_dir: Path, *options: str, processes: int = 1, fails: bool = False) -> str:
+def train(
+    data: Path | str, save_dir: Path, *options: str, processes: int = 1, fails: bool = False, small: list[str] = SMALL
+) -> str:
     """``[torchrun] fairseq-train DATA --user-dir codistill_ext ...``; the output."""
     launcher = torchrun(processes) if processes > 1 else []
-    command = [*launcher, script("fairseq-train"), str(data), "--user-dir", "codistill_ext", *SMALL]
+    command = [*launcher, script("fairseq-train"), str(data), "--user-dir", "codistill_ext", *small]
     return run([*command, "--save-dir", str(save_dir), *options], fails=fails)
 
 

@@ -13,7 +13,14 @@ import torch
 from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
 
-from codistill_ext.fairseq_plugin.checkpoints import CheckpointFiles, at_updates_tried, has_finished, refused
+from codistill_ext.fairseq_plugin.checkpoints import (
+    CheckpointFiles,
+    at_updates_tried,
+    has_finished,
+    load_plateau_state,
+    plateau_state,
+    refused,
+)
 from codistill_ext.job.resume import Saved, belong_together, whole_checkpoints
 from codistill_ext.job.storage import StorageError, load_whole
 from tests.exchange import filesystems
@@ -127,6 +134,27 @@ def test_what_has_finished_by_the_options_of_now(limits: dict[str, float], finis
     codistill = {"patience": {"num_runs": 3}, "lr": 5e-5}
     extra = {"codistill": codistill, "previous_training_time": 2000, "train_iterator": {"epoch": 3}}
     assert has_finished(10, extra, cfg) == finished
+
+
+def test_a_plateau_is_as_long_after_a_resume() -> None:
+    def schedule() -> SimpleNamespace:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        return SimpleNamespace(lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=3))
+
+    def rates(one: SimpleNamespace, epochs: int) -> list[float]:
+        found = []
+        for _ in range(epochs):
+            one.lr_scheduler.step(1.0)
+            found.append(one.lr_scheduler.optimizer.param_groups[0]["lr"])
+        return found
+
+    whole, first, second = schedule(), schedule(), schedule()
+    expected = rates(whole, 6)
+    before = rates(first, 3)
+    second.lr_scheduler.best = first.lr_scheduler.best  # fairseq keeps that
+    load_plateau_state(second, plateau_state(first))
+    assert before + rates(second, 3) == expected and expected[-1] < 1
+    assert plateau_state(SimpleNamespace()) == {}
 
 
 def test_a_full_disk_leaves_fairseqs_last_checkpoint(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from codistill_ext.exchange import ModelDescription
-from codistill_ext.fairseq_plugin.models import build_described
+from codistill_ext.fairseq_plugin.models import build_described, vocabularies
 
 TASK = SimpleNamespace()  # none of these gets as far as asking it for anything
 
@@ -54,3 +54,13 @@ def test_code_in_an_option_never_runs(tmp_path: Path, options: dict[str, Any]) -
 def test_what_is_no_description_is_refused(name: str, values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_described(ModelDescription(name, values), TASK)
+
+
+def test_a_peer_with_another_dictionary_is_refused() -> None:
+    """Of the same size, so that its weights would fit."""
+    dictionaries = [SimpleNamespace(symbols=["<pad>", *words]) for words in (("a", "b"), ("b", "a"))]
+    one, other = (SimpleNamespace(source_dictionary=own, target_dictionary=own) for own in dictionaries)
+    assert vocabularies(one)["target"] != vocabularies(other)["target"]
+    values = {"structured": False, "options": {"_name": "transformer"}, "vocabularies": vocabularies(other)}
+    with pytest.raises(ValueError, match="the peer's dictionaries have other symbols or another order"):
+        build_described(ModelDescription("transformer", values), one)

@@ -1,6 +1,7 @@
 """fairseq-train with the plug-in: real fairseq, real sentences, real processes."""
 
 import json
+import math
 import re
 import shutil
 import sys
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fairseq import checkpoint_utils
 from fairseq import options as fairseq_options
 
 from codistill_ext.criterions.codistill_label_smoothed_ce import regularisation
@@ -67,9 +69,9 @@ def test_every_model_is_visible(codistilled: tuple[Path, str], stock: Path) -> N
         valid = [line for line in lines if f"model{index}/valid/nll_loss" in line]
         assert valid and not any(f"model{index}/valid/codistill_loss" in line for line in valid)
         assert summary["models"][index]["updates"] == 12
-        assert list((folder / f"model{index}").glob("events.out.tfevents.*"))
         assert not same_bits(folder / f"model{index}" / LAST, stock / LAST)
     assert (folder / "config.yaml").exists()
+    assert len(list(folder.rglob("events.out.tfevents.*"))) == 1, "one run of TensorBoard"
 
 
 def test_bytes_of_predictions_are_those_of_the_tokens(codistilled: tuple[Path, str]) -> None:
@@ -82,6 +84,25 @@ def test_bytes_of_predictions_are_those_of_the_tokens(codistilled: tuple[Path, s
     vocabulary = weights(folder / "model0" / LAST)["decoder.embed_tokens.weight"].size(0)
     sent = summary["models"][0]["traffic"]["sent/predictions"]
     assert sent == pytest.approx(tokens * vocabulary * 4, rel=0.01)  # wpb is printed rounded
+
+
+def test_validation_counts_every_sentence(codistilled: tuple[Path, str], data_bin: Path) -> None:
+    """Against a count by hand, a sentence at a time."""
+    path = str(codistilled[0] / "model0" / LAST)
+    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides={"data": str(data_bin)})
+    task.load_dataset("valid")
+    dataset = task.dataset("valid")
+    assert len(dataset) % 8, "fairseq would drop some"
+    total, tokens = 0.0, 0
+    model.eval()
+    for index in range(len(dataset)):
+        sample = dataset.collater([dataset[index]])
+        with torch.no_grad():
+            logits = model(**sample["net_input"])[0]
+        total += torch.nn.functional.cross_entropy(logits[0], sample["target"][0], reduction="sum").item()
+        tokens += sample["ntokens"]
+    valid = json.loads((codistilled[0] / "summary.json").read_text())["models"][0]["valid"]
+    assert valid["nll_loss"] == pytest.approx(total / tokens / math.log(2), abs=1e-3)
 
 
 @pytest.mark.real_python

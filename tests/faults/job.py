@@ -5,6 +5,7 @@ attempt (torchrun counts its restarts): ``[rank, "step"|"save", n]`` kills the r
 update of that attempt, or in the middle of writing its n-th file.
 """
 
+import functools
 import io
 import json
 import os
@@ -89,6 +90,9 @@ def run_fairseq(options: list[str], fault: tuple[str, int] | None) -> None:
         # fairseq's --fp16 asks which GPU has the master weights, and puts the norm of an overflow there.
         torch.cuda.current_device = lambda: None
         torch.Tensor.cuda = lambda tensor: tensor
+        # Its --amp is CUDA's, which does nothing elsewhere: the same of the CPU.
+        torch.cuda.amp.GradScaler = functools.partial(torch.amp.GradScaler, "cpu")
+        torch.cuda.amp.autocast = functools.partial(torch.autocast, "cpu", torch.float16)
     Trainer.train_step = dies_before(Trainer.train_step, fault)
     sys.argv[1:] = options
     cli_main()

@@ -55,8 +55,8 @@ def test_a_job_of_two_ranks_beside_the_files_of_its_peer_restarts_by_itself(tmp_
 @pytest.mark.parametrize(
     ("options", "faults"),
     [
-        ([], [(2, "save", 2)]),
-        (IN_FLIGHT, [(2, "save", 3), (3, "step", 2)]),
+        (["--ddp-backend", "legacy_ddp"], [(2, "save", 2)]),
+        ([*IN_FLIGHT, "--ddp-backend", "pytorch_ddp"], [(2, "save", 3), (3, "step", 2)]),
     ],
     ids=["predictions", "checkpoints in flight"],
 )
