@@ -23,6 +23,7 @@ from codistill_ext.exchange import (
     copies_only,
     describe_class,
 )
+from codistill_ext.exchange.wire.announcements import Positions
 from codistill_ext.exchange.wire.shards import is_sharded, local_part, without_reduction
 from codistill_ext.groups import ModelGroups
 from codistill_ext.head import head_logits
@@ -93,6 +94,7 @@ class CodistillParallel(nn.Module):
         self._watch: UpdateWatch | None = UpdateWatch(module)
         self._has_left = False
         self._logits_of, self._head = logits_of or _identity, head
+        self._positions: Positions | None = None  # that were announced
         self.autocast: torch.dtype | None = None
         wrap = _wrapper(module, groups, data_parallel)
         description = description or describe_class(module)
@@ -144,7 +146,29 @@ class CodistillParallel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         enabled = torch.is_autocast_enabled(self._device_type)
         self.autocast = torch.get_autocast_dtype(self._device_type) if enabled else None
+        if self._device_type == "cuda" and self.exchange is not None and self.training and torch.is_grad_enabled():
+            # Behind the forward pass the fingerprint would have to be waited for as long as it takes.
+            self.exchange.foresee((args, kwargs), update=self.updates)
         return self.module(*args, **kwargs)
+
+    def announce(self, inputs: Any, *, mask: Tensor | None = None, rows: int | None = None) -> None:
+        """Say before a forward pass in training what it will be of: the peers' answer travels while the model computes.
+
+        Only worth it with the exchange of predictions, and never needed; not every model has to do it. ``codistill``
+        must follow, with the same inputs and the same mask. With a mask on CUDA it is what spares the host a wait for
+        the device.
+
+        Args:
+            inputs, mask: as in ``codistill``.
+            rows: how many positions the logits will have, where there is no mask.
+
+        Raises:
+            CoordinationError: the mini-batch that was announced before has not had its term.
+        """
+        if self.exchange is None:
+            return
+        self._positions = None if mask is None else Positions(mask)
+        self.exchange.announce(inputs, update=self.updates, wanted=self.alpha > 0, rows=rows, positions=self._positions)
 
     def codistill(
         self,
@@ -174,19 +198,48 @@ class CodistillParallel(nn.Module):
             CoordinationError: a peer read other data, or is in another round; or ``after_update`` is never called.
             PeerTimeoutError: a peer did not come.
         """
-        student, spread = self._student(logits, hidden, mask)
+        return self.begin_codistill(inputs, logits, hidden=hidden, mask=mask, reduction=reduction)()
+
+    def begin_codistill(
+        self,
+        inputs: Any,
+        logits: Tensor | None = None,
+        *,
+        hidden: Tensor | None = None,
+        mask: Tensor | None = None,
+        reduction: str = "mean",
+    ) -> Callable[[], CodistillTerm]:
+        """Begin what ``codistill`` does, with the same arguments; what it returns waits for the term, and is to be
+        called once before ``after_update``.
+
+        Between the two a further micro-batch may be computed: its forward pass hides the way of the predictions.
+        """
+        announced, self._positions = self._positions, None
+        positions = announced if announced is not None and announced.mask is mask else None
+        student, spread = self._student(logits, hidden, mask, positions)
         if self.exchange is None:
-            return codistillation_term(student, [], self.config, alpha=0.0)
+            return lambda: codistillation_term(student, [], self.config, alpha=0.0)
         alpha = self.alpha
-        batch = Batch(inputs, student, lambda output: self._rows_of(output, mask), self.autocast, self._head)
-        teachers = self.exchange.targets(batch, update=self.updates, wanted=alpha > 0)
+
+        def rows_of(output: Any) -> Tensor:
+            """A teacher's logits or hidden states as rows, of the outputs that this rank has."""
+            return _rows(own_outputs(self._logits_of(output))[0], mask, positions)
+
+        batch = Batch(inputs, student, rows_of, self.autocast, self._head)
+        targets = self.exchange.begin(batch, update=self.updates, wanted=alpha > 0)
         if self._watch is not None:
             self._watch.check(self.groups, self.updates, self.exchange.peer_updates)
-        term = codistillation_term(student, teachers, self.config, alpha=alpha, reduction=reduction, spread=spread)
-        return term if spread is None else dataclasses.replace(term, loss=spread.replicated(term.loss))
+
+        def term() -> CodistillTerm:
+            found = codistillation_term(
+                student, targets(), self.config, alpha=alpha, reduction=reduction, spread=spread
+            )
+            return found if spread is None else dataclasses.replace(found, loss=spread.replicated(found.loss))
+
+        return term
 
     def _student(
-        self, logits: Tensor | None, hidden: Tensor | None, mask: Tensor | None
+        self, logits: Tensor | None, hidden: Tensor | None, mask: Tensor | None, positions: Positions | None
     ) -> tuple[LogitRows, Spread | None]:
         """This model's logits as rows, and where the outputs are that this rank does not have."""
         if (hidden is None) != (not self._head) or (logits is None) != bool(self._head):
@@ -194,7 +247,7 @@ class CodistillParallel(nn.Module):
                 "codistill takes hidden=... of a CodistillParallel(..., head=...), and the logits of any other"
             )
         if hidden is not None:
-            return head_logits(self.plain, self._head, _rows(hidden, mask), dtype=self.autocast), None
+            return head_logits(self.plain, self._head, _rows(hidden, mask, positions), dtype=self.autocast), None
         assert logits is not None
         logits, spread = own_outputs(logits)
         if spread is not None and spread.group is not None and self.config.encoding == "topk":
@@ -202,11 +255,7 @@ class CodistillParallel(nn.Module):
                 "a top k needs all outputs of a row on each rank, but the logits are spread over ranks: redistribute "
                 "them, or use --codistill-encoding full or half"
             )
-        return DenseLogits(logits, mask), spread
-
-    def _rows_of(self, output: Any, mask: Tensor | None) -> Tensor:
-        """A teacher's logits or hidden states as rows, of the outputs that this rank has."""
-        return _rows(own_outputs(self._logits_of(output))[0], mask)
+        return DenseLogits(logits, mask) if positions is None else DenseLogits.at(logits, positions.places), spread
 
     def after_update(self) -> None:
         """To be called after each optimizer step, on every rank; also when the step was skipped."""
@@ -304,8 +353,10 @@ def _identity(output: Any) -> Tensor:
     return output
 
 
-def _rows(logits: Tensor, mask: Tensor | None) -> Tensor:
+def _rows(logits: Tensor, mask: Tensor | None, positions: Positions | None) -> Tensor:
     """Positions that count as rows: (..., C) to (N, C)."""
+    if positions is not None:
+        return positions.rows_of(logits)
     return logits.reshape(-1, logits.size(-1)) if mask is None else logits[mask]
 
 

@@ -69,6 +69,11 @@ class DenseLogits(LogitRows):
         self._set(logits, *(() if mask is None else mask.nonzero(as_tuple=True)))
 
     @classmethod
+    def at(cls, logits: Tensor, places_N: tuple[Tensor, ...]) -> "DenseLogits":
+        """The rows at these places, an index for each dimension but the last."""
+        return cls._of(logits, *places_N)
+
+    @classmethod
     def _of(cls, logits: Tensor, *places_N: Tensor) -> "DenseLogits":
         rows = cls.__new__(cls)
         rows._set(logits, *places_N)

@@ -1,6 +1,7 @@
 """Coordinated, independent and disjoint data, the seeds behind them, and the proof of which one it is."""
 
 from collections.abc import Iterator, Mapping, Sequence, Sized
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch.utils.data import Sampler
 
 from codistill_ext.config import CodistillConfig
 from codistill_ext.groups import ModelGroups
+from codistill_ext.readback import Readback
 
 _SEED_STEP = 15_485_863  # a prime far above any number of updates: fairseq adds the update to the seed
 _SEED_RANGE = 2**31 - 1  # numpy takes 32 bits
@@ -147,15 +149,42 @@ class CodistillSampler(Sampler[int]):
         return self.samples[torch.randperm(len(self.samples), generator=generator)]
 
 
-def fingerprint(inputs: Any) -> int:
+class Fingerprint:
     """A 63-bit number that differs when the tensors in ``inputs`` do, and is equal on every device.
 
-    Of tensors above 65536 elements an evenly spread sample is read, so the cost is bounded.
+    Of tensors above 65536 elements an evenly spread sample is read, so the cost is bounded. It is computed when this is
+    made; on a device the host reads it later (``Readback``).
     """
-    state = 0
-    for tensor in _tensors(inputs):
-        state = _mix(state ^ _tensor_fingerprint(tensor)) >> 1
-    return state
+
+    def __init__(self, inputs: Any) -> None:
+        tensors = list(_tensors(inputs))
+        self._shapes = [tensor.shape for tensor in tensors]
+        self._sums = Readback([_weighted_sum(tensor) for tensor in tensors])
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the host can read it without waiting for a device."""
+        return self._sums.is_here
+
+    def read(self) -> int:
+        state = 0
+        for total, shape in zip(self._sums.read(), self._shapes, strict=True):
+            mixed = 0
+            for size in shape:
+                mixed = _mix(mixed ^ size)
+            state = _mix(state ^ ((total ^ mixed) & (2**64 - 1))) >> 1
+        return state
+
+
+def fingerprint(inputs: Any) -> int:
+    """The ``Fingerprint`` of a mini-batch, read at once."""
+    return Fingerprint(inputs).read()
+
+
+def same_tensors(first: Any, second: Any) -> bool:
+    """Whether both hold the very same tensors, in the same order."""
+    pairs = zip_longest(_tensors(first), _tensors(second))
+    return all(one is other for one, other in pairs)
 
 
 def _tensors(inputs: Any) -> Iterator[Tensor]:
@@ -169,7 +198,7 @@ def _tensors(inputs: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _tensor_fingerprint(tensor: Tensor) -> int:
+def _weighted_sum(tensor: Tensor) -> Tensor:
     flat = tensor.detach().reshape(-1)
     stride = max(1, -(-flat.numel() // _FINGERPRINT_ELEMENTS))
     flat = flat[::stride].contiguous()
@@ -179,8 +208,4 @@ def _tensor_fingerprint(tensor: Tensor) -> int:
         flat = flat.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
     # Integer sums wrap around and do not depend on the order, unlike float sums.
     places = torch.arange(1, flat.numel() + 1, device=flat.device) * 0x9E3779B1 + 1
-    total = int((flat.to(torch.int64) * places).sum().item())
-    shape = 0
-    for size in tensor.shape:
-        shape = _mix(shape ^ size)
-    return (total ^ shape) & (2**64 - 1)
+    return (flat.to(torch.int64) * places).sum()

@@ -5,6 +5,7 @@ They are the bytes that ``exchange/wire/counter.py`` counts while running.
 
 from codistill_ext.config import CodistillConfig
 from codistill_ext.exchange.wire.encoding import build_encoding
+from codistill_ext.exchange.wire.weights import share_bytes
 from codistill_ext.topology import students_of
 
 
@@ -29,7 +30,7 @@ def predicted_weights(config: CodistillConfig, model_index: int, *, model_bytes:
             sharded, what this rank holds of it.
         ranks: of each model that hold these bytes; each moves its share.
     """
-    share = -(-model_bytes // ranks)
+    share = share_bytes(model_bytes, ranks)
     return {
         "sent/weights": share * len(students_of(config.peers, model_index)),
         "received/weights": share * len(config.peers[model_index]),

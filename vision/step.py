@@ -46,6 +46,7 @@ class Step:
             self.hyper.set(self.optimizer, update)
             self.optimizer.zero_grad(set_to_none=True)
         with contextlib.nullcontext() if last else self.model.no_sync():
+            self.model.announce(images, rows=len(images))
             with self.place.autocast():
                 logits = self.model(images)
             logits = logits.float()

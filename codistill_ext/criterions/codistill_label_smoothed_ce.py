@@ -157,17 +157,19 @@ class CodistillLabelSmoothedCE(LabelSmoothedCrossEntropyCriterion):
                 f"overwrite one another: start it with `fairseq-train ... --user-dir codistill_ext`, or for hydra with "
                 f"`-m codistill_ext.hydra_train`"
             )
+        # fairseq's NaN detector repeats a batch on one model only: it is not in step.
+        coupled = isinstance(model, CodistillParallel) and model.training and model.exchange is not None
+        coupled = coupled and model.in_step
+        if coupled:
+            mask: Tensor = sample["target"].ne(self.padding_idx)
+            mask[:, : self.ignore_prefix_size] = False
+            model.announce(sample["net_input"], mask=mask)
         recorder = _Recorder(model)
         with self._smoothing(model):
             loss, sample_size, logging_output = super().forward(recorder, sample, reduce=reduce)
-        if not (isinstance(model, CodistillParallel) and model.training and model.exchange is not None):
+        if not coupled:
             return loss, sample_size, logging_output
-        if not model.in_step:  # fairseq's NaN detector repeats a batch on one model only
-            return loss, sample_size, logging_output
-        target: Tensor = recorder.get_targets(sample, recorder.output)
-        mask = target.ne(self.padding_idx)
-        mask[:, : self.ignore_prefix_size] = False
-        logits = _logits(recorder.output, target)
+        logits = _logits(recorder.output, sample["target"])
         term = model.codistill(sample["net_input"], logits, mask=mask, reduction="sum")
         logging_output["codistill_loss"] = term.loss.detach()
         return loss + term.loss, sample_size, logging_output

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from codistill_ext.config import CodistillConfig
+from codistill_ext.exchange.wire.announcements import Positions
 from codistill_ext.exchange.wire.counter import TrafficCounter
 from codistill_ext.groups import ModelGroups
 from codistill_ext.loss import Target
@@ -53,14 +54,34 @@ class Exchange(ABC):
         self.peers = config.peers[groups.model_index]
         self.peer_updates: dict[int, int] = {}
 
+    def announce(
+        self, inputs: Any, *, update: int, wanted: bool, rows: int | None = None, positions: Positions | None = None
+    ) -> None:
+        """What is known before the forward pass; ``begin`` follows with the same. Of no use to most exchanges.
+
+        Args:
+            rows: how many there will be, if that is known; or the ``positions`` that count.
+        """
+        self.foresee(inputs, update=update)
+
+    def foresee(self, inputs: Any, *, update: int) -> None:
+        """A forward pass of these inputs is about to begin, and perhaps ``begin`` follows. Tells nobody."""
+        return
+
     @abstractmethod
-    def targets(self, batch: Batch, *, update: int, wanted: bool) -> Sequence[Target]:
-        """The predictions of each peer for this mini-batch, detached; empty when there is none.
+    def begin(self, batch: Batch, *, update: int, wanted: bool) -> Callable[[], Sequence[Target]]:
+        """Begin to get the predictions of each peer for this mini-batch.
+
+        What it returns is to be called once, and waits for them: detached; empty when there is none.
 
         Args:
             update: optimizer steps tried so far.
             wanted: whether they will be used (alpha is not 0 at this update).
         """
+
+    def targets(self, batch: Batch, *, update: int, wanted: bool) -> Sequence[Target]:
+        """The same at once."""
+        return self.begin(batch, update=update, wanted=wanted)()
 
     @abstractmethod
     def after_update(self, update: int) -> None:

@@ -1,31 +1,38 @@
 """Exchange of weights every T updates over the process group, in the background of training."""
 
-import dataclasses
 import functools
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from codistill_ext.errors import CoordinationError
 from codistill_ext.exchange.base import Batch
-from codistill_ext.exchange.periodic import PeriodicExchange
+from codistill_ext.exchange.periodic import Flight, PeriodicExchange
 from codistill_ext.exchange.teachers import Arrival
+from codistill_ext.exchange.wire.announcements import Announcement
 from codistill_ext.exchange.wire.channel import Channel, Header
 from codistill_ext.exchange.wire.description import ModelDescription
 from codistill_ext.exchange.wire.shards import Replicas
-from codistill_ext.sampling import fingerprint
+from codistill_ext.exchange.wire.shares import HostBuffer, Inbox, Outbox
+from codistill_ext.loss import Target
 from codistill_ext.topology import students_of
+
+
+@dataclass(frozen=True)
+class ShareArrival(Arrival):
+    """This rank's share of a peer's weights, in memory that is to be given back."""
+
+    share: HostBuffer | None = None
 
 
 class CheckpointExchange(PeriodicExchange):
     """Weights cross from host memory over gloo, so nothing of it is queued among the device's collectives.
 
     Of a model with g ranks each sends and receives 1/g of the bytes to its counterparts. With sharded parameters
-    these are its own shards; else the shares are joined inside the model group.
+    these are its own shards; else the shares are joined inside the model group. Memory for shares is made at the first
+    exchange and used again; nothing of the size of a model is made at an exchange.
     """
 
     def _prepare(self) -> None:
@@ -34,8 +41,12 @@ class CheckpointExchange(PeriodicExchange):
         neighbours = {*self.peers, *self.students}
         self.channel = Channel(self.groups, neighbours, timeout_s=self.config.timeout, traffic=self.traffic)
         self.round = 0
-        self._fingerprint = 0
+        self._announced: Announcement | None = None  # of the last mini-batch that is compared
+        self._outbox = Outbox(self.packer, self.replicas, self.groups.model_group, self.device)
         self._build_teachers()
+        self._inboxes = {
+            peer: Inbox(teacher.packer, self.replicas, self.device) for peer, teacher in self.teachers.items()
+        }
 
     def _build_teachers(self) -> None:
         """Build every peer's architecture from its own description, and compare the layouts with the counterpart's."""
@@ -49,10 +60,14 @@ class CheckpointExchange(PeriodicExchange):
                     f"or how they are sharded, differ: {_first_difference(teacher.packer.layout, layout)}"
                 )
 
-    def targets(self, batch: Batch, *, update: int, wanted: bool) -> list[Any]:
+    def foresee(self, inputs: Any, *, update: int) -> None:
         if self._checks_after(update + 1):
-            self._fingerprint = fingerprint(batch.inputs)
-        return super().targets(batch, update=update, wanted=wanted)
+            self._announced = Announcement(inputs, checked=True)
+
+    def begin(self, batch: Batch, *, update: int, wanted: bool) -> Callable[[], Sequence[Target]]:
+        if self._checks_after(update + 1) and not (self._announced and self._announced.is_of(batch.inputs)):
+            self._announced = Announcement(batch.inputs, checked=True)
+        return super().begin(batch, update=update, wanted=wanted)
 
     def _checks_after(self, update: int) -> bool:
         """Whether the models prove at the exchange after ``update`` that they read the same batch."""
@@ -60,33 +75,15 @@ class CheckpointExchange(PeriodicExchange):
         return self.config.coordinated and every > 0 and update % every == 0
 
     def _take_off(self, update: int) -> "Future[dict[int, Arrival]]":
-        row = self.packer.pack(self.module)
-        if self.groups.model_group is not None:
-            # Running statistics differ between the ranks of a model; its lead's are the ones it saves.
-            lead = dist.get_global_rank(self.groups.model_group, 0)
-            dist.broadcast(row[: self.packer.buffer_bytes], lead, group=self.groups.model_group)
-        header = Header(
-            round=self.round,
-            update=update,
-            time_ms=time.time_ns() // 1_000_000,
-            fingerprint=self._fingerprint if self._checks_after(update) else 0,
-        )
+        header = Header(round=self.round, update=update, time_ms=time.time_ns() // 1_000_000)
+        announced = self._announced if self._checks_after(update) else None
         self.round += 1
-        # The copy waits for the device: the parameters change in the next step.
-        share = self._share(row).to("cpu", copy=True)
-        return self._worker.submit(functools.partial(self._cross, header, share))
+        share = self._outbox.copy(self.module)
+        return self._worker.submit(functools.partial(self._cross, header, announced, share))
 
-    def _share(self, row: Tensor) -> Tensor:
-        """This rank's part of what it holds like others do, the last ranks' padded with zeros."""
-        size = self._share_bytes(row.numel())
-        share = row[self.replicas.rank * size : (self.replicas.rank + 1) * size]
-        return torch.nn.functional.pad(share, (0, size - share.numel()))
-
-    def _share_bytes(self, total: int) -> int:
-        return -(-total // self.replicas.size)
-
-    def _cross(self, header: Header, share: Tensor) -> dict[int, Arrival]:
+    def _cross(self, header: Header, announced: Announcement | None, share: HostBuffer) -> dict[int, Arrival]:
         """In the thread: meet the counterparts and move this rank's share."""
+        header = header if announced is None else announced.complete(header)
         others = self.channel.meet(header)
         for peer, other in others.items():
             if header.fingerprint != other.fingerprint:
@@ -95,34 +92,42 @@ class CheckpointExchange(PeriodicExchange):
                     f"{header.update}, though the data is declared coordinated: give both the same data seed, batch "
                     f"size and order, or use --codistill-data independent"
                 )
-        incoming = {
-            peer: torch.empty(self._share_bytes(self.teachers[peer].packer.total_bytes), dtype=torch.uint8)
-            for peer in self.peers
-            if peer in others
-        }
+        incoming = {peer: self._inboxes[peer].buffers.take() for peer in self.peers if peer in others}
+        outgoing = share.wait()
         self.channel.transfer(
-            {peer: [share] for peer in self.students if peer in others},
-            {peer: [row] for peer, row in incoming.items()},
+            {peer: [outgoing] for peer in self.students if peer in others},
+            {peer: [buffer.wait()] for peer, buffer in incoming.items()},
             "weights",
         )
+        self._outbox.buffers.give(share)
         return {
-            peer: Arrival(
+            peer: ShareArrival(
                 stamp=others[peer].update,
                 taken_at=others[peer].time_ms / 1000,
                 description=self.teachers[peer].description,
-                row=row,
+                share=buffer,
             )
-            for peer, row in incoming.items()
+            for peer, buffer in incoming.items()
         }
 
+    def _finish(self, flight: Flight) -> None:
+        """Straight into the teachers, unless the weights have been joined for the state of a run."""
+        if flight.whole:
+            super()._finish(flight)
+            return
+        arrivals = self._arrived(flight)
+        for peer in self.peers:
+            arrival = arrivals.get(peer)
+            if isinstance(arrival, ShareArrival) and arrival.share is not None:
+                teacher = self.teachers[peer]
+                self._inboxes[peer].load(arrival.share, teacher.module)
+                teacher.stamp, teacher.taken_at = arrival.stamp, arrival.taken_at
+
     def _whole(self, peer: int, arrival: Arrival | None) -> Arrival | None:
-        if arrival is None or arrival.row is None or self.replicas.group is None:
+        if not isinstance(arrival, ShareArrival) or arrival.share is None:
             return arrival
-        share = arrival.row.to(self.device)
-        row = torch.empty(share.numel() * self.replicas.size, dtype=torch.uint8, device=self.device)
-        dist.all_gather_into_tensor(row, share, group=self.replicas.group)
-        total = self.teachers[peer].packer.total_bytes
-        return dataclasses.replace(arrival, row=row[:total])
+        row = self._inboxes[peer].whole(arrival.share)
+        return Arrival(arrival.stamp, arrival.taken_at, arrival.description, row)
 
     def leave(self, update: int) -> None:
         super().leave(update)

@@ -12,13 +12,14 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from codistill_ext.errors import Mistake, PeerTimeoutError
+from codistill_ext.exchange.base import Batch
 from codistill_ext.exchange.periodic import Flight, PeriodicExchange, done
 from codistill_ext.exchange.teachers import Arrival
 from codistill_ext.exchange.wire.description import ModelDescription
@@ -27,6 +28,7 @@ from codistill_ext.exchange.wire.publisher import Publisher
 from codistill_ext.exchange.wire.shared_directory import FileStamp, PeerDirectory
 from codistill_ext.exchange.wire.weights import WeightPacker
 from codistill_ext.groups import model_directory
+from codistill_ext.loss import Target
 
 _PATIENCE_S = 10.0  # that training waits for a read or a write that is under way
 _LAST_PATIENCE_S = 60.0  # the same at the end of the run
@@ -106,10 +108,10 @@ class FileExchange(PeriodicExchange):
         result: Answer = self._lead.says(answer.result())
         return result
 
-    def targets(self, batch: Any, *, update: int, wanted: bool) -> list[Any]:
+    def begin(self, batch: Batch, *, update: int, wanted: bool) -> Callable[[], Sequence[Target]]:
         if not self._checked:
             self._refuse_another_run(update)
-        return super().targets(batch, update=update, wanted=wanted)
+        return super().begin(batch, update=update, wanted=wanted)
 
     def _refuse_another_run(self, update: int) -> None:
         """Before the first step: files of another run would teach, and hide this run's."""

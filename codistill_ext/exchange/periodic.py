@@ -3,6 +3,7 @@
 import logging
 import time
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from codistill_ext.exchange.wire.background import BackgroundWorker
 from codistill_ext.exchange.wire.description import ModelDescription
 from codistill_ext.exchange.wire.shard_weights import packer_of
 from codistill_ext.groups import ModelGroups
+from codistill_ext.loss import Target
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +113,9 @@ class PeriodicExchange(Exchange):
         self._candidates.pop(peer, None)
         return self.teachers[peer]
 
-    def targets(self, batch: Batch, *, update: int, wanted: bool) -> list[Any]:
-        if not wanted:
-            return []
-        return [teacher.logits(batch) for _, teacher in self._in_use(update)]
+    def begin(self, batch: Batch, *, update: int, wanted: bool) -> Callable[[], Sequence[Target]]:
+        targets = [teacher.logits(batch) for _, teacher in self._in_use(update)] if wanted else []
+        return lambda: targets
 
     def _in_use(self, update: int) -> list[tuple[int, Teacher]]:
         """Teachers with weights, by peer, without those that the policy drops."""
@@ -167,18 +168,22 @@ class PeriodicExchange(Exchange):
         """Wait for the weights and join them inside the model group. All ranks of the model call it."""
         if flight.whole:
             return flight.arrivals.result()
+        arrivals = self._arrived(flight)
+        joined = {peer: self._whole(peer, arrivals.get(peer)) for peer in self.peers}
+        usable = {peer: arrival for peer, arrival in joined.items() if arrival is not None}
+        flight.arrivals, flight.whole = done(usable), True
+        return usable
+
+    def _arrived(self, flight: Flight) -> dict[int, Arrival]:
+        """What this rank has got, waited for."""
         try:
             # The thread has the same limit for each of its own steps and knows who is missing.
-            arrivals = flight.arrivals.result(timeout=3 * self.config.timeout)
+            return flight.arrivals.result(timeout=3 * self.config.timeout)
         except FutureTimeoutError:
             raise PeerTimeoutError(
                 f"{self.groups.name}: the weights that are due after update {flight.due} have not arrived "
                 f"(--codistill-timeout {self.config.timeout:g} s)"
             ) from None
-        joined = {peer: self._whole(peer, arrivals.get(peer)) for peer in self.peers}
-        usable = {peer: arrival for peer, arrival in joined.items() if arrival is not None}
-        flight.arrivals, flight.whole = done(usable), True
-        return usable
 
     def report(self, update: int) -> dict[str, float]:
         now = time.time()

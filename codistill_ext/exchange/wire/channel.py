@@ -5,11 +5,12 @@ is, and what the payload will look like. Because both sides read them before any
 peer that stopped, or that is somewhere else, is an error with a name and never a hang.
 """
 
+import contextlib
 import datetime
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -54,10 +55,29 @@ class Header:
         return cls(**dict(zip([field.name for field in fields(cls)], tensor.tolist(), strict=True)))
 
 
+Works: TypeAlias = dict[int, tuple[dist.Work, Tensor]]
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round whose headers are on their way.
+
+    Attributes:
+        sends, receives: by peer, with the memory they use.
+    """
+
+    header: Header
+    sends: Works
+    receives: Works
+
+
 class Channel:
     """A gloo group of this rank and its counterparts, and who of them is still there.
 
     Every rank of the job must construct it, at the same place in the program.
+
+    Attributes:
+        waited_s: seconds that the host has waited for peers, their headers and payloads together.
     """
 
     def __init__(
@@ -68,6 +88,7 @@ class Channel:
         self.timeout_s = timeout_s
         self.traffic = traffic
         self.group = groups.new_peer_group(timeout_s)
+        self.waited_s = 0.0
         self._farewells: list[tuple[dist.Work, Tensor]] = []
 
     def meet(self, header: Header) -> dict[int, Header]:
@@ -82,9 +103,17 @@ class Channel:
             PeerTimeoutError: someone did not come; names who.
             CoordinationError: someone is in another round.
         """
-        sends, receives = self._post(header)
+        return self.answers(self.post(header))
+
+    def post(self, header: Header) -> Round:
+        """Begin a round: send this rank's header and go on. ``answers`` must follow before the next round or leave."""
+        return Round(header, *self._post(header))
+
+    def answers(self, round_: Round) -> dict[int, Header]:
+        """Wait for the counterparts' headers of a round; returns and raises as ``meet``."""
+        header, receives = round_.header, round_.receives
         self._wait(receives, header)
-        self._wait(sends, header)
+        self._wait(round_.sends, header)
         headers = {peer: Header.from_tensor(tensor) for peer, (_, tensor) in receives.items()}
         self.active = [peer for peer in self.active if not headers[peer].leaving]
         staying = {peer: headers[peer] for peer in self.active}
@@ -98,7 +127,7 @@ class Channel:
                 )
         return staying
 
-    def _post(self, header: Header) -> tuple[dict[int, tuple[dist.Work, Tensor]], dict[int, tuple[dist.Work, Tensor]]]:
+    def _post(self, header: Header) -> tuple[Works, Works]:
         sends, receives = {}, {}
         for peer in self.active:
             rank = self.groups.counterpart(peer)
@@ -109,8 +138,9 @@ class Channel:
             self.traffic.received["control"] += incoming.nbytes
         return sends, receives
 
-    def _wait(self, works: dict[int, tuple[dist.Work, Tensor]], header: Header) -> None:
-        deadline = time.monotonic() + self.timeout_s
+    def _wait(self, works: Works, header: Header) -> None:
+        start = time.monotonic()
+        deadline = start + self.timeout_s
         missing: dict[int, str] = {}
         for peer, (work, _) in works.items():
             left_s = max(_LAST_CHANCE_S, deadline - time.monotonic())
@@ -118,6 +148,7 @@ class Channel:
                 work.wait(datetime.timedelta(seconds=left_s))
             except RuntimeError as error:
                 missing[peer] = str(error).splitlines()[0]
+        self.waited_s += time.monotonic() - start
         if missing:
             names = ", ".join(self.groups.describe(peer) for peer in missing)
             raise PeerTimeoutError(
@@ -132,6 +163,12 @@ class Channel:
         Both sides must have agreed on it in ``meet``. For CUDA tensors the current stream waits,
         not the host.
         """
+        self.start(outgoing, incoming, kind)()
+
+    def start(
+        self, outgoing: dict[int, list[Tensor]], incoming: dict[int, list[Tensor]], kind: str
+    ) -> Callable[[], None]:
+        """Begin to move payloads as ``transfer`` does; what it returns waits for them, and is to be called once."""
         operations = []
         for peer in sorted(outgoing.keys() | incoming.keys()):
             rank = self.groups.counterpart(peer)
@@ -141,11 +178,22 @@ class Channel:
             for tensor in incoming.get(peer, ()):
                 operations.append(self._operation(dist.irecv, tensor, rank))
                 self.traffic.received[kind] += tensor.nbytes
-        if not operations:
-            return
+        with self._names_losses(kind):
+            works = dist.batch_isend_irecv(operations) if operations else []
+
+        def wait() -> None:
+            start = time.monotonic()
+            with self._names_losses(kind):
+                for work in works:
+                    work.wait()
+            self.waited_s += time.monotonic() - start
+
+        return wait
+
+    @contextlib.contextmanager
+    def _names_losses(self, kind: str) -> Iterator[None]:
         try:
-            for work in dist.batch_isend_irecv(operations):
-                work.wait()
+            yield
         except RuntimeError as error:
             raise PeerTimeoutError(
                 f"{self.groups.name} lost the connection to a peer while {kind} were on their way, or waited longer "

@@ -55,16 +55,48 @@ class WeightPacker:
         tensors = self._named_tensors(module)
         device = next(iter(tensors.values())).device
         row = torch.zeros(self.total_bytes, dtype=torch.uint8, device=device)
-        for name, view in self.views(row).items():
-            view.copy_(fitting(tensors[name], view.dtype))
+        self.pack_part(module, row, 0)
         return row
+
+    @torch.no_grad()
+    def pack_part(self, module: nn.Module, part: Tensor, start: int) -> None:
+        """Write bytes from ``start`` on of a snapshot into ``part``; nothing else of their size is made.
+
+        Args:
+            part: uint8, on the module's device. What lies between tensors and behind the last is left as it is.
+            start: a multiple of 16 (``share_bytes``).
+        """
+        for view, tensor in self._overlaps(part, start, self._named_tensors(module)):
+            view.copy_(tensor)
+            if view.dtype == torch.float16 and tensor.dtype != torch.float16:
+                view.clamp_(-_FLOAT16_MAX, _FLOAT16_MAX)  # what does not fit has become infinite
+
+    @torch.no_grad()
+    def unpack_part(self, part: Tensor, start: int, module: nn.Module) -> None:
+        """Copy bytes from ``start`` on of a snapshot into a module of the same layout, in place.
+
+        From pinned memory to a device it does not wait for the copy.
+        """
+        for view, tensor in self._overlaps(part, start, self._named_tensors(module)):
+            tensor.copy_(view, non_blocking=tensor.is_cuda)
+
+    def _overlaps(self, part: Tensor, start: int, tensors: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Views into a part of a row, and those into the tensors that have the same elements."""
+        stop = start + part.numel()
+        for name, shape, dtype, offset in self.entries:
+            size = dtype.itemsize
+            first, last = max(start, offset), min(stop, offset + shape.numel() * size)
+            if first >= last:
+                continue
+            elements = part[first - start : last - start].view(dtype)
+            for piece in _pieces(tensors[name].detach(), (first - offset) // size, (last - offset) // size):
+                yield elements[: piece.numel()].view(piece.shape), piece
+                elements = elements[piece.numel() :]
 
     @torch.no_grad()
     def unpack(self, row: Tensor, module: nn.Module) -> None:
         """Copy a snapshot into a module of the same layout, in place."""
-        tensors = self._named_tensors(module)
-        for name, view in self.views(row).items():
-            tensors[name].copy_(view)
+        self.unpack_part(row, 0, module)
 
     @property
     def whole(self) -> "WeightPacker":
@@ -123,6 +155,31 @@ def fitting(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float16 and tensor.dtype != torch.float16:
         return tensor.clamp(-_FLOAT16_MAX, _FLOAT16_MAX)
     return tensor
+
+
+def share_bytes(total: int, ranks: int) -> int:
+    """Bytes of a row that each of so many ranks carries, in whole elements of every type; the last carry less."""
+    return -(-total // (ranks * _ALIGNMENT)) * _ALIGNMENT
+
+
+def _pieces(tensor: Tensor, start: int, stop: int) -> Iterator[Tensor]:
+    """Views that have the elements ``start`` to ``stop`` in their order, also where its memory has another one."""
+    if start >= stop:
+        return
+    if tensor.is_contiguous():
+        yield tensor.view(-1)[start:stop]
+        return
+    inner = tensor[0].numel()
+    first, last = -(-start // inner), stop // inner  # rows that are in it whole
+    if first > last:
+        yield from _pieces(tensor[last], start - last * inner, stop - last * inner)
+        return
+    if start % inner:
+        yield from _pieces(tensor[first - 1], start - (first - 1) * inner, inner)
+    if first < last:
+        yield tensor[first:last]
+    if stop % inner:
+        yield from _pieces(tensor[last], 0, stop - last * inner)
 
 
 def _named(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
