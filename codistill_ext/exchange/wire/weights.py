@@ -108,7 +108,7 @@ class WeightPacker:
 
         Every rank of the model must call it.
         """
-        return self.views(self.pack(module).to("cpu", copy=True)) if keep else {}
+        return self.views(self.pack(module).to("cpu")) if keep else {}
 
     def row_from(self, row: Tensor | None, gives: Gives) -> Tensor:
         """What a rank needs of a row of ``whole`` that one rank has; every rank of the model must call it."""
