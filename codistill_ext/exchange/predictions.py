@@ -60,13 +60,16 @@ class PredictionExchange(Exchange):
     def begin(self, batch: Batch, *, update: int, wanted: bool) -> Callable[[], Sequence[Target]]:
         rows, outputs = batch.student.shape
         round_ = self._round(batch, update, wanted)
+        # While the peers' headers are on their way; most probably they want what this model wants.
+        outgoing = self.encoding.encode(batch.student) if self.students and wanted else []
         mine, others = round_.header, self.channel.answers(round_)
         self.round += 1
         self.peer_updates = {peer: other.update for peer, other in others.items()}
         for peer, other in others.items():
             self._check(mine, peer, other)
         wanting = [peer for peer in self.students if peer in others and others[peer].wants]
-        outgoing = self.encoding.encode(batch.student) if wanting else []
+        if wanting and not outgoing:
+            outgoing = self.encoding.encode(batch.student)
         receives = {
             peer: self.encoding.empty(rows, outputs, batch.student.device)
             for peer in self.peers
