@@ -186,6 +186,7 @@ class Channel:
             with self._names_losses(kind):
                 for work in works:
                     work.wait()
+            operations.clear()  # until now it has kept the memory that is sent
             self.waited_s += time.monotonic() - start
 
         return wait
