@@ -1,7 +1,7 @@
 """Seconds of a training step on a cluster, predicted from sizes and speeds.
 
 A node has one network interface of so many bits a second in each direction, which its GPUs share, and faster links
-between them. What crosses is counted at a node's interface. The formulas are those of rings:
+between them; R is what of it is payload. Bytes are counted at a node's interface. The formulas are those of rings:
 
     all-reduce of S bytes, flat, n GPUs          2 (n-1)/n S/R               + 2 (n-1) latency
     the same inside nodes first, N nodes         2 (N-1)/N S/R + 2 (G-1)/G S/R_inside   + 2 (N-1) latency
@@ -27,6 +27,7 @@ class Cluster:
     Attributes:
         bandwidth, inside_bandwidth: bits a second in each direction, of a node's interface and of a GPU's links inside.
         latency_s: of one message between nodes.
+        efficiency: which part of a node's bandwidth is payload; 0.95 is what TCP leaves of Ethernet.
     """
 
     nodes: int
@@ -34,6 +35,12 @@ class Cluster:
     bandwidth: float = 10e9
     inside_bandwidth: float = 1e12
     latency_s: float = 30e-6
+    efficiency: float = 0.95
+
+    @property
+    def payload_bandwidth(self) -> float:
+        """Bits of payload a second between nodes."""
+        return self.bandwidth * self.efficiency
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +86,16 @@ class Step:
 def flat_all_reduce_s(cluster: Cluster, size: float) -> float:
     """A ring through all GPUs, which enters and leaves each node once."""
     ranks = cluster.nodes * cluster.gpus
-    slowest = min(cluster.bandwidth, cluster.inside_bandwidth) if cluster.nodes > 1 else cluster.inside_bandwidth
+    slowest = (
+        min(cluster.payload_bandwidth, cluster.inside_bandwidth) if cluster.nodes > 1 else cluster.inside_bandwidth
+    )
     return _ring_s(ranks, size, slowest) + 2 * (ranks - 1) * (cluster.latency_s if cluster.nodes > 1 else 0.0)
 
 
 def hierarchical_all_reduce_s(cluster: Cluster, size: float) -> float:
     """Sums inside the nodes, then between the GPUs with the same place, which share a node's interface."""
     inside = _ring_s(cluster.gpus, size, cluster.inside_bandwidth)
-    between = _ring_s(cluster.nodes, size, cluster.bandwidth)
+    between = _ring_s(cluster.nodes, size, cluster.payload_bandwidth)
     return inside + between + 2 * (cluster.nodes - 1) * cluster.latency_s
 
 
@@ -137,7 +146,7 @@ def _with_predictions(
 ) -> Step:
     """They cross between forward and backward pass, in the updates with the term."""
     payload = cluster.gpus * build_encoding(config).payload_bytes(work.rows, work.outputs)
-    exposed = max(sends, receives) * payload * 8 / cluster.bandwidth + cluster.latency_s
+    exposed = max(sends, receives) * payload * 8 / cluster.payload_bandwidth + cluster.latency_s
     every = config.distill_every
     return Step(inside.seconds + exposed / every, inside.node_bytes + sends * payload / every)
 
@@ -156,5 +165,5 @@ def _with_checkpoints(
     teachers_s = receives * teacher_share * work.forward_s / config.distill_every
     weights = work.parameters * work.weight_bytes / nodes_a_model / config.period
     node_bytes = inside.node_bytes + sends * weights
-    busy_s = max(node_bytes, inside.node_bytes + receives * weights) * 8 / cluster.bandwidth
+    busy_s = max(node_bytes, inside.node_bytes + receives * weights) * 8 / cluster.payload_bandwidth
     return Step(max(inside.seconds + teachers_s, busy_s), node_bytes)
