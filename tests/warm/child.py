@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tests.warm.client import FORWARDED
+
 
 def become(
     request: dict[str, Any], fds: list[int], libraries: Mapping[str, str], path: list[str], python: str
@@ -48,6 +50,9 @@ def _call(pickled: bytes) -> None:
 def _command(request: dict[str, Any], libraries: Mapping[str, str], path: list[str], python: str) -> None:
     os.chdir(request["cwd"])
     os.umask(request["umask"])
+    for number in FORWARDED:  # as if it had been started by the client, not by a server in the background
+        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN if number in request["ignored"] else default)
     os.environ.clear()
     os.environ.update({**libraries, **request["environ"]})
     sys.executable = python

@@ -14,14 +14,15 @@ from typing import Any, NoReturn
 
 _STATUS = struct.Struct("!i")
 _LENGTH = struct.Struct("!Q")
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def ask(address: str, request: dict[str, Any], fds: list[int]) -> socket.socket:
     """Have a process started; hanging up kills it.
 
     Args:
-        request: ``argv`` of a command with its ``environ`` and ``cwd``; or ``call``, a pickled function with arguments.
+        request: ``argv`` of a command with its ``environ``, ``cwd``, ``umask`` and the signals ``ignored``; or ``call``,
+            a pickled function with arguments.
         fds: its standard input, output and error.
     """
     server = socket.socket(socket.AF_UNIX)
@@ -68,7 +69,8 @@ def main() -> NoReturn:
         os.execv(python, [python, *argv])
     umask = os.umask(0o77)
     os.umask(umask)
-    request = {"argv": argv, "environ": dict(os.environ), "cwd": os.getcwd(), "umask": umask}
+    ignored = [int(number) for number in FORWARDED if signal.getsignal(number) is signal.SIG_IGN]
+    request = {"argv": argv, "environ": dict(os.environ), "cwd": os.getcwd(), "umask": umask, "ignored": ignored}
     status = _status_of(request, address)
     if status < 0:
         signal.signal(-status, signal.SIG_DFL) if -status not in (signal.SIGKILL, signal.SIGSTOP) else None
@@ -81,7 +83,7 @@ def _status_of(request: dict[str, Any], address: str) -> int:
     came, comes = socket.socketpair()
     comes.setblocking(False)
     signal.set_wakeup_fd(comes.fileno())
-    for number in _FORWARDED:
+    for number in FORWARDED:
         signal.signal(number, lambda number, frame: None)
     server = ask(address, request, [0, 1, 2])
     while server not in select.select([server, came], [], [])[0]:

@@ -1,11 +1,12 @@
 """A warm Python is a Python to whoever starts it, and nothing outlives the one that asked."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -102,13 +103,35 @@ while True:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 7), (signal.SIGINT, -signal.SIGINT)])
 def test_signals_reach_it(tmp_path: Path, number: int, status: int) -> None:
-    (tmp_path / "p.py").write_text(WAITS)
-    with subprocess.Popen(
-        [warm.python(), "p.py"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    with _ready(tmp_path, signal.SIG_DFL) as process:
         process.send_signal(number)
         assert process.wait(60) == status
+
+
+def test_signals_that_were_ignored_at_its_start_are_ignored(tmp_path: Path) -> None:
+    """As with ``nohup``, and with Ctrl-C for what a shell has put into the background."""
+    with _ready(tmp_path, signal.SIG_IGN) as process:
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 7
+
+
+@contextlib.contextmanager
+def _ready(tmp_path: Path, on_interrupt: signal.Handlers) -> Iterator[subprocess.Popen[bytes]]:
+    (tmp_path / "p.py").write_text(WAITS)
+    before = signal.signal(signal.SIGINT, on_interrupt)  # which the process inherits
+    try:
+        process = subprocess.Popen(
+            [warm.python(), "p.py"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+            yield process
+        finally:
+            process.kill()
 
 
 def test_it_dies_with_the_one_that_asked(tmp_path: Path) -> None:
