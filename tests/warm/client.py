@@ -21,8 +21,8 @@ def ask(address: str, request: dict[str, Any], fds: list[int]) -> socket.socket:
     """Have a process started; hanging up kills it.
 
     Args:
-        request: ``argv`` of a command with its ``environ``, ``cwd``, ``umask`` and the signals ``ignored``; or ``call``,
-            a pickled function with arguments.
+        request: ``argv`` of a command with its ``environ``, ``cwd``, ``umask`` and the signals ``ignored``; or
+            ``call``, a pickled function with arguments.
         fds: its standard input, output and error.
     """
     server = socket.socket(socket.AF_UNIX)
