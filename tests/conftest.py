@@ -1,10 +1,13 @@
 """How the tests are run: with a Python that is warm, or with a real interpreter for each command; which are quick."""
 
+import os
 import sys
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # ranks have one thread, and bits are compared with theirs
 
 from tests import commands, warm
 

@@ -182,6 +182,7 @@ def _falls_silent(rank: int, exchange: str, heard: str) -> None:
             Path(heard).write_bytes(b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchange", ["predictions", "checkpoints"])
 def test_a_silent_peer_is_named_with_the_step(exchange: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "heard")

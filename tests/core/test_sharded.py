@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -35,6 +36,7 @@ def _compare(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
             torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.slow
 def test_sharded_runs_equal_the_naive_and_the_data_parallel_runs() -> None:
     results = run_ranks(4, _train_all)
     for case, (options, widths) in enumerate(CASES):

@@ -117,6 +117,7 @@ def _batch(model: CodistillParallel, x: Tensor, logits: Tensor) -> Batch:
     return Batch(x, DenseLogits(logits), lambda output: output, None)
 
 
+@pytest.mark.slow
 def test_variants_train_as_the_plain_sharded_model_does() -> None:
     for results in run_ranks(4, _train_variants):
         reference = results[0]
@@ -153,6 +154,7 @@ def _in_one_replica(rank: int) -> dict[str, Any]:
     return run(CodistillParallel(build(groups.model_index), groups, config), UPDATES)
 
 
+@pytest.mark.slow
 def test_replicas_of_shards_send_each_byte_once() -> None:
     plain = run_ranks(8, _in_one_replica)
     for (result, sent, data_size), expected in zip(run_ranks(8, _in_two_replicas), plain, strict=True):

@@ -22,6 +22,7 @@ def _bits(printed: list[str]) -> dict[str, float]:
     return {model: float(bits) for model, bits in lines}
 
 
+@pytest.mark.slow
 def test_the_trainer_learns_and_resumes_to_the_same_end(tmp_path: Path) -> None:
     options = ["--output-dir", str(tmp_path), "--max-steps", "8"]
     whole = _bits(_run("trainer", *options))
@@ -30,6 +31,7 @@ def test_the_trainer_learns_and_resumes_to_the_same_end(tmp_path: Path) -> None:
     assert _bits(_run("trainer", *options, "--resume")) == whole
 
 
+@pytest.mark.slow
 def test_the_loop_learns_and_resumes_to_the_same_end(tmp_path: Path) -> None:
     options = ["--output-dir", str(tmp_path), "--samples", "512", "--epochs", "2"]
     whole = "\n".join(_run("loop", *options))

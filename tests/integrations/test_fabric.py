@@ -51,6 +51,7 @@ def test_models_of_one_rank_have_no_collectives() -> None:
     assert [(told["gathered"], told["reduced"], told["broadcast"]) for told in seen] == [([0], 0, 0), ([1], 1, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "precision"), [({}, "32-true"), (CHECKPOINTS, "bf16-mixed"), (CHECKPOINTS, "bf16-true")]
 )

@@ -97,6 +97,7 @@ def test_two_models_of_two_ranks_are_the_papers_algorithm(tmp_path: Path) -> Non
 CHECKPOINTS = {"exchange": "checkpoints", "period": 2, "lag": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True], ids=["predictions", "checkpoints-bf16"])
 def test_a_resumed_run_has_the_bits_of_one_that_was_not(bf16: bool, tmp_path: Path) -> None:
     given = arguments(str(tmp_path), save_strategy="steps", save_steps=1, max_steps=7, bf16=bf16)

@@ -47,6 +47,7 @@ def codistilled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[di
     return root, run_ranks(4, train, options(str(root), "codistilled", *TWO))
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_models_on_one_process(codistilled: tuple[Path, list[dict[str, Any]]]) -> None:
     root, ranks = codistilled
     summary = ranks[0]["summary"]
@@ -72,6 +73,7 @@ def test_a_run_leaves_what_other_runs_leave(codistilled: tuple[Path, list[dict[s
     assert (run / "config.yaml").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_bits(codistilled: tuple[Path, list[dict[str, Any]]]) -> None:
     root, whole = codistilled
     again = options(str(root), "killed", *TWO)
@@ -86,6 +88,7 @@ def test_a_killed_run_continues_to_the_same_bits(codistilled: tuple[Path, list[d
         assert_same(*(without(rank["summary"], ("seconds", "output_dir")) for rank in (before, after)))
 
 
+@pytest.mark.slow
 def test_one_model_on_all_ranks_stands_in_the_same_table(
     codistilled: tuple[Path, list[dict[str, Any]]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ from translation.agreement import main, measure
 from translation.decode import load
 
 
+@pytest.mark.slow
 def test_a_model_agrees_with_itself(data_bin, stock_run, capsys):
     path = stock_run / "checkpoint3.pt"
     main([str(data_bin), "--path", f"{path}:{path}"])
@@ -17,6 +18,7 @@ def test_a_model_agrees_with_itself(data_bin, stock_run, capsys):
     assert result["agreement"] == 1 and result["positions"] > len(words)
 
 
+@pytest.mark.slow
 def test_against_a_naive_count(data_bin, stock_run):
     models, task = load([stock_run / f"checkpoint{epoch}.pt" for epoch in (1, 3)], data_bin)
     for seed, model in enumerate(models):  # barely trained models agree on everything: scatter them

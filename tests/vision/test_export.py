@@ -33,6 +33,7 @@ def _probabilities(run: Path, pictures: torch.Tensor) -> list[torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_a_program_of_the_ensemble_gives_the_mean_of_the_probabilities(two: Path, tmp_path: Path) -> None:
     line = export(two, model=None, form="torch_export", output=tmp_path / "both.pt2")
     assert "ensemble of 2 (resnet8_stride2 after 3 updates, resnet20 after 3 updates)" in line
@@ -60,6 +61,7 @@ def test_weights_of_one_model_and_of_the_ensemble(two: Path, tmp_path: Path) -> 
         torch.testing.assert_close(ensemble(pictures).exp(), sum(_probabilities(two, pictures)) / 2)
 
 
+@pytest.mark.slow
 def test_plain_torchvision_loads_the_weights(tmp_path: Path) -> None:
     write_folders(tmp_path / "data", train=2, val=2)
     sizes = ["--train-crop-size", "32", "--val-resize-size", "36", "--val-crop-size", "32"]

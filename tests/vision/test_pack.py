@@ -87,6 +87,7 @@ def test_names_and_bytes_are_those_of_the_files(tree: Path, packed: Path) -> Non
         assert bytes(image) == Path(path).read_bytes()
 
 
+@pytest.mark.slow
 def test_runs_have_the_same_bits_and_resume_from_one_on_the_other(tree: Path, packed: Path, tmp_path: Path) -> None:
     two = ["--codistill-models", "2", "--codistill-exchange", "checkpoints", "--codistill-data", "disjoint"]
     two += ["--codistill-period", "2", "--codistill-lag", "0", "--train-fraction", "2/3"]
@@ -135,6 +136,7 @@ def test_leftovers_of_another_plan_are_not_used(tree: Path, tmp_path: Path, monk
     assert {folder[index][0] for index in range(12)} == {(20, 20)}
 
 
+@pytest.mark.slow
 def test_the_command_packs_and_checks(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dest = tmp_path / "pack"
     main([str(tree), str(dest), "-j", "2"])

@@ -62,6 +62,7 @@ def _signal_at(update: int, number: int) -> mock._patch:
     return mock.patch.object(Trainer, "_train_batch", train_batch)
 
 
+@pytest.mark.slow
 @_in_float16()
 def test_one_model_leaves_at_once_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert run([*PLAIN, *EVERY, "--output-dir", str(tmp_path / "whole")]) == 0
@@ -94,6 +95,7 @@ def _left_and_resumed(rank: int, whole: list[str], left: list[str]) -> list[int]
         return [*states, run(left)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "extra"), [(2, []), (4, CHECKPOINTS)], ids=["predictions", "checkpoints"])
 def test_all_models_leave_at_the_same_update_and_overflows_of_one_are_its_own(
     ranks: int, extra: list[str], tmp_path: Path
