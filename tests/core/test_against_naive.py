@@ -43,6 +43,7 @@ def test_equals_the_naive_run(case: tuple[dict[str, Any], int]) -> None:
     _compare_runs(*case, widths=ALIKE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [({"models": 3}, 1), ({"models": 3, **CHECKPOINTS}, 1), ({"models": 4, **CHECKPOINTS, "topology": "ring"}, 1)],

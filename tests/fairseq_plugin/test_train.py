@@ -86,6 +86,7 @@ def test_bytes_of_predictions_are_those_of_the_tokens(codistilled: tuple[Path, s
     assert sent == pytest.approx(tokens * vocabulary * 4, rel=0.01)  # wpb is printed rounded
 
 
+@pytest.mark.slow
 def test_validation_counts_every_sentence(codistilled: tuple[Path, str], data_bin: Path) -> None:
     """Against a count by hand, a sentence at a time."""
     path = str(codistilled[0] / "model0" / LAST)

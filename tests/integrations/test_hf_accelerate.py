@@ -46,6 +46,7 @@ def _running(state: dict[str, Any]) -> dict[str, Any]:
     return {name: tensor for name, tensor in state.items() if "running" in name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("options", [{}, CHECKPOINTS], ids=["predictions", "checkpoints"])
 def test_a_resumed_run_has_the_bits_of_one_that_was_not(

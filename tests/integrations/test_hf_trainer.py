@@ -26,6 +26,7 @@ def _numbers(log: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: line[name] for name in NUMBERS if name in line} for line in log]
 
 
+@pytest.mark.slow
 def test_alpha_zero_is_each_model_by_the_host_alone_bit_for_bit(tmp_path: Path) -> None:
     job = run_ranks(4, coupled, 4, {"models": 2, "alpha": 0.0}, arguments(str(tmp_path / "job")))
     for model in range(2):

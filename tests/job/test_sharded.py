@@ -81,6 +81,7 @@ def _resumes(rank: int, directory: str, options: dict[str, Any]) -> list[str]:
     return sorted(path.name for path in (Path(directory) / f"model{through.groups.model_index}").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [CHECKPOINTS, {"models": 2}], ids=["weights in flight", "predictions"])
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, options: dict[str, Any]) -> None:
     names = run_ranks(4, _resumes, str(tmp_path), options)
@@ -122,6 +123,7 @@ def _goes_on(rank: int, directory: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_with_another_number_of_ranks_the_same_weights_go_on(tmp_path: Path) -> None:
     saved = {found["model"]: found for found in run_ranks(4, _saves, str(tmp_path))}
     for found in run_ranks(2, _goes_on, str(tmp_path)):
