@@ -62,6 +62,7 @@ def test_the_figures_are_those_of_the_models_on_one_process(codistilled: tuple[P
     assert summary["pieces"] == UPDATES * 4 * 2 * SIZES.context and summary["bytes"]["sent/predictions"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_other_runs_leave(codistilled: tuple[Path, list[dict[str, Any]]]) -> None:
     run = codistilled[0] / "codistilled"
     assert json.loads((run / "summary.json").read_text()) == codistilled[1][0]["summary"]

@@ -38,6 +38,7 @@ def test_against_a_naive_count(data_bin, stock_run):
     assert 0 <= result["agreement"] < 1
 
 
+@pytest.mark.slow
 def test_one_model_is_an_error(data_bin, stock_run):
     with pytest.raises(SystemExit, match="--path names 1, expected a.pt:b.pt"):
         main([str(data_bin), "--path", str(stock_run / "checkpoint3.pt")])
