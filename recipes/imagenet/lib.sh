@@ -22,6 +22,7 @@ export PATH=$PWD/.venv/bin:$PATH PYTHONPATH=$PWD
 SCALE=${SCALE:-imagenet} SEED=${SEED:-0} MODELS=${MODELS:-2} NNODES=${NNODES:-1} RUNS=${RUNS:-runs/${SCALE:-imagenet}}
 
 TORCHRUN=${TORCHRUN:-torchrun}
+source recipes/lib/launch.sh
 INTERRUPTED=75
 trap '' USR1 # SLURM sends it to everybody, but it is for the trainer, which asks for it
 
@@ -79,23 +80,14 @@ for_batch() {
 
 # train NAME OPTIONS...
 train() {
-    local name=$1 share=$((IMAGES / (NNODES * PER_NODE))) batch meet=(--standalone) directory=$RUNS/$1-s$SEED command
-    [[ -z ${ONLY:-} || " $ONLY " == *" $name "* ]] || return 0
+    local name=$1 share=$((IMAGES / (NNODES * PER_NODE))) batch directory=$RUNS/$1-s$SEED command
+    is_wanted "$name" || return 0
+    meet "$name"
     batch=$((share < AT_ONCE ? share : AT_ONCE))
-    ((NNODES == 1)) || meet=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$HEAD" --rdzv-id "$name-s$SEED")
-    command=("$TORCHRUN" "${meet[@]}" --nproc-per-node "$PER_NODE" -m vision.train "${BASE[@]}"
+    command=("$TORCHRUN" "${MEET[@]}" --nproc-per-node "$PER_NODE" -m vision.train "${BASE[@]}"
         --model "$MODEL" --epochs "$EPOCHS" --train-fraction "$FRACTION" --batch-size "$batch"
         --accumulate "$((share / batch))" "${@:2}" --seed "$SEED" --output-dir "$directory" --resume auto ${EXTRA:-})
-    if [[ -n ${LIST:-} ]]; then
-        printf '{"name": "%s", "processes": %d, "command": [' "$name" "$((NNODES * PER_NODE))"
-        printf '"%s", ' "${command[@]:0:${#command[@]}-1}"
-        printf '"%s"]}\n' "${command[-1]}"
-    elif [[ -f $directory/summary.json ]]; then
-        echo "== $name: using the run in $directory (remove it to train again)"
-    else
-        echo "== $name: ${command[*]}"
-        "${command[@]}"
-        # The trainer saves and leaves when it is told to; the next runs of this recipe are then not to begin.
-        [[ -f $directory/summary.json ]] || exit "$INTERRUPTED"
-    fi
+    launch "$name" $((NNODES * PER_NODE)) "$directory" "${command[@]}"
+    # The trainer saves and leaves when it is told to; the next runs of this recipe are then not to begin.
+    [[ -n ${LIST:-} || -f $directory/summary.json ]] || exit "$INTERRUPTED"
 }

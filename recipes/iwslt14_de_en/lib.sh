@@ -10,7 +10,7 @@ export PATH=$PWD/.venv/bin:$PATH PYTHONPATH=$PWD
 # Of the paper only the model is known; the rest is fairseq's IWSLT'14 example, but for batches, length and period,
 # which are ours.
 : "${UPDATES:=10000}" "${BATCHES:=8}" "${TOKENS:=3584}" "${LR:=5e-4}" "${PERIOD:=500}"
-SMOOTHING=0.1 DROPOUT=0.3
+SMOOTHING=0.1 DROPOUT=0.3 LEAST_DROPOUT=0.1
 BASE=(
     --arch "$ARCH" --share-all-embeddings --dropout "$DROPOUT" --weight-decay 0.0001 --label-smoothing "$SMOOTHING"
     --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 0.0 --lr-scheduler inverse_sqrt --warmup-updates 4000
@@ -19,11 +19,6 @@ BASE=(
 of_length() {
     SCHEDULE=()
 }
-EXCHANGE=(--codistill-exchange checkpoints --codistill-period "$PERIOD")
 PREDICTIONS=(--codistill-exchange predictions) # of 10,000 pieces: 143 MB an update
-# Explicit regularisation that goes away over the run. Both are ours: what the paper lowered is not known.
-LESS_SMOOTHING=(--codistill-label-smoothing "$SMOOTHING~0@50%")
-LESS_DROPOUT=(--codistill-dropout "$DROPOUT~0.1@50%")
-LOWERED=("${LESS_SMOOTHING[@]}" "${LESS_DROPOUT[@]}")
 EVALUATION=() # on one GPU, afterwards: evaluate.sh
 source recipes/lib/translation.sh

@@ -20,6 +20,13 @@
 set -euo pipefail
 : "${SEED:=1}" "${MODELS:=2}" "${NNODES:=1}" "${BUDGET:=equal-updates}" "${CODISTILLED_LR:=$LR}"
 TORCHRUN=${TORCHRUN:-torchrun}
+source recipes/lib/launch.sh
+
+EXCHANGE=(--codistill-exchange checkpoints --codistill-period "$PERIOD")
+# Explicit regularisation that goes away over the run. Both are ours: what the paper lowered is not known.
+LESS_SMOOTHING=(--codistill-label-smoothing "$SMOOTHING~0@50%")
+LESS_DROPOUT=(--codistill-dropout "$DROPOUT~$LEAST_DROPOUT@50%")
+LOWERED=("${LESS_SMOOTHING[@]}" "${LESS_DROPOUT[@]}")
 
 case $BUDGET in
 equal-updates | equal-epochs | half) ;;
@@ -46,24 +53,15 @@ codistill() {
 
 # train NAME PROCESSES UPDATES BATCHES OPTIONS...: processes of a node; batches that each of them adds up in an update.
 train() {
-    local name=$1 directory=$RUNS/$1-s$SEED meet=(--standalone) command
-    [[ -z ${ONLY:-} || " $ONLY " == *" $name "* ]] || return 0
-    ((NNODES == 1)) || meet=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$HEAD" --rdzv-id "$name-s$SEED")
+    local name=$1 directory=$RUNS/$1-s$SEED command
+    is_wanted "$name" || return 0
+    meet "$name"
     of_length "$3" # sets SCHEDULE: options that depend on the length of the run
-    command=("$TORCHRUN" "${meet[@]}" --nproc-per-node "$2" -m fairseq_cli.train "$DATA" --user-dir codistill_ext
+    command=("$TORCHRUN" "${MEET[@]}" --nproc-per-node "$2" -m fairseq_cli.train "$DATA" --user-dir codistill_ext
         --criterion codistill_label_smoothed_ce "${BASE[@]}" --max-tokens "$TOKENS" --update-freq "$4" --max-update "$3"
         "${SCHEDULE[@]}" "${@:5}" --seed "$SEED" --save-dir "$directory" ${EXTRA:-})
     if ((${#EVALUATION[@]})); then
         command=(bash recipes/lib/evaluated.sh "$directory" "${EVALUATION[@]}" -- "${command[@]}")
     fi
-    if [[ -n ${LIST:-} ]]; then
-        printf '{"name": "%s", "processes": %d, "command": [' "$name" "$((NNODES * $2))"
-        printf '"%s", ' "${command[@]:0:${#command[@]}-1}"
-        printf '"%s"]}\n' "${command[-1]}"
-    elif [[ -f $directory/summary.json ]]; then
-        echo "== $name: using the run in $directory (remove it to train again)"
-    else
-        echo "== $name: ${command[*]}"
-        "${command[@]}"
-    fi
+    launch "$name" $((NNODES * $2)) "$directory" "${command[@]}"
 }

@@ -9,6 +9,7 @@ DATA=$ALL_DATA/${PART/\//of}
 
 # By pilots: results/libreoffice_en_de/plan.md.
 : "${UPDATES:=800}" "${BATCHES:=2}" "${TOKENS:=1000}" "${LR:=3e-3}" "${PERIOD:=40}" "${DROPOUT:=0.1}" "${SMOOTHING:=0.1}"
+LEAST_DROPOUT=0
 BASE=(
     --arch transformer --share-all-embeddings --dropout "$DROPOUT" --label-smoothing "$SMOOTHING"
     --encoder-layers 2 --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4
@@ -21,11 +22,6 @@ of_length() {
     SCHEDULE=(--lr-scheduler polynomial_decay --warmup-updates $(($1 / 8)) --total-num-update "$1"
         --save-interval-updates $(($1 / 16)) --validate-interval-updates $(($1 / 16)))
 }
-EXCHANGE=(--codistill-exchange checkpoints --codistill-period "$PERIOD")
-# Explicit regularisation that goes away over the run. Both are ours: what the paper lowered is not known.
-LESS_SMOOTHING=(--codistill-label-smoothing "$SMOOTHING~0@50%")
-LESS_DROPOUT=(--codistill-dropout "$DROPOUT~0@50%")
-LOWERED=("${LESS_SMOOTHING[@]}" "${LESS_DROPOUT[@]}")
 EVALUATION=(--last 3 --cpu)
 [[ -n ${EVALUATE-yes} ]] || EVALUATION=()
 source recipes/lib/translation.sh

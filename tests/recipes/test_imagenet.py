@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,6 +13,7 @@ from recipes.figures import matching
 from recipes.findings import read_findings
 from recipes.plan import Run, read_plan
 from tests.commands import ROOT
+from tests.recipes.scripts import call, calls, listed, write_torchrun
 
 pytest.importorskip("torchvision")
 
@@ -21,21 +21,6 @@ DIRECTORY = ROOT / "recipes" / "imagenet"
 RECIPES = sorted(path for path in DIRECTORY.glob("*.sh") if path.name != "lib.sh")
 FINDINGS = read_findings(DIRECTORY / "findings.yaml")
 PLAN = ROOT / "results" / "cifar10" / "plan.yaml"
-
-
-@functools.cache
-def listed(recipe: Path, scale: str) -> dict[str, dict[str, Any]]:
-    """The runs of a recipe by name."""
-    output = call(recipe, SCALE=scale, LIST="1").stdout
-    runs = [json.loads(line) for line in output.splitlines()]
-    assert runs and len({run["name"] for run in runs}) == len(runs)
-    return {run["name"]: run for run in runs}
-
-
-def call(recipe: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["bash", str(recipe)], env=os.environ | variables, capture_output=True, text=True, check=False, timeout=60
-    )
 
 
 @functools.cache
@@ -52,7 +37,7 @@ def options_of(command: list[str]) -> list[str]:
 def test_the_trainer_accepts_what_a_recipe_says(recipe: Path, scale: str) -> None:
     from vision.options import build_parser, parse_options
 
-    for run in listed(recipe, scale).values():
+    for run in listed(recipe, SCALE=scale).values():
         options = parse_options(build_parser(), options_of(run["command"]))
         assert options.config.models <= run["processes"]
         # Equal work: n models share it, and the images of an update are those of the scale.
@@ -63,7 +48,7 @@ def test_the_trainer_accepts_what_a_recipe_says(recipe: Path, scale: str) -> Non
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_both_scales_have_the_same_runs(recipe: Path) -> None:
-    small, large = listed(recipe, "cifar10").keys(), listed(recipe, "imagenet").keys()
+    small, large = listed(recipe, SCALE="cifar10").keys(), listed(recipe, SCALE="imagenet").keys()
     if recipe.stem == "less_data":  # the main runs are those with 1/8 and with all of the data
         small, large = ({re.sub(r"_k\d+", "", name) for name in names} for names in (small, large))
     if recipe.stem == "exchange":  # of 10 and of 1000 predictions
@@ -80,7 +65,7 @@ def test_a_header_says_what_it_shows_what_it_costs_and_the_number_to_reach(recip
 
 
 def test_findings_are_about_runs_of_the_recipes() -> None:
-    names = {name for recipe in RECIPES for name in listed(recipe, "cifar10")}
+    names = {name for recipe in RECIPES for name in listed(recipe, SCALE="cifar10")}
     for finding in FINDINGS:
         for pattern in finding.arms:
             assert matching(names, [pattern]), pattern
@@ -111,20 +96,7 @@ def test_the_plans_runs_are_the_recipes() -> None:
 
 @pytest.fixture
 def torchrun(tmp_path: Path) -> Path:
-    """In the place of torchrun: writes down how it was called, and a summary if it is let."""
-    script = tmp_path / "torchrun"
-    script.write_text(
-        f'#!/usr/bin/env bash\necho "$PWD $*" >> {tmp_path}/calls\n'
-        'while [[ $1 != --output-dir ]]; do shift; done\nmkdir -p "$2"\n'
-        '[[ -n ${STOP:-} ]] || echo "{}" > "$2/summary.json"\n'
-    )
-    script.chmod(0o755)
-    return script
-
-
-def calls(torchrun: Path) -> list[list[str]]:
-    path = torchrun.parent / "calls"
-    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+    return write_torchrun(tmp_path, "--output-dir")
 
 
 def test_runs_follow_each_other_and_finished_ones_are_used(torchrun: Path) -> None:

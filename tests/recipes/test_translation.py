@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from recipes.figures import matching
 from recipes.findings import read_findings
 from recipes.plan import Run, read_plan
 from tests.commands import ROOT
+from tests.recipes.scripts import call, calls, listed, write_torchrun
 
 pytest.importorskip("fairseq")
 
@@ -25,22 +25,6 @@ TRAINING = [
     if path.stem not in ("lib", "prepare", "evaluate")
 ]
 SMALL = ROOT / "recipes" / "libreoffice_en_de"
-
-
-def call(recipe: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["bash", str(recipe), *arguments], env=os.environ | variables, capture_output=True, text=True, timeout=60
-    )
-
-
-@functools.cache
-def listed(recipe: Path, **variables: str) -> dict[str, dict[str, Any]]:
-    """The runs of a recipe by name."""
-    output = call(recipe, LIST="1", **variables)
-    assert output.returncode == 0, output.stderr
-    runs = [json.loads(line) for line in output.stdout.splitlines()]
-    assert runs and len({run["name"] for run in runs}) == len(runs)
-    return {run["name"]: run for run in runs}
 
 
 def parsed(run: dict[str, Any]) -> Any:
@@ -126,19 +110,7 @@ def test_lowered_regularisation_is_a_schedule_over_the_run() -> None:
 
 @pytest.fixture
 def torchrun(tmp_path: Path) -> Path:
-    """In the place of torchrun: writes down how it was called, and a summary."""
-    script = tmp_path / "torchrun"
-    script.write_text(
-        f'#!/usr/bin/env bash\necho "$PWD $*" >> {tmp_path}/calls\n'
-        'while [[ $1 != --save-dir ]]; do shift; done\nmkdir -p "$2"\necho "{}" > "$2/summary.json"\n'
-    )
-    script.chmod(0o755)
-    return script
-
-
-def calls(torchrun: Path) -> list[list[str]]:
-    path = torchrun.parent / "calls"
-    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+    return write_torchrun(tmp_path, "--save-dir")
 
 
 def test_runs_follow_each_other_and_finished_ones_are_used(torchrun: Path) -> None:
