@@ -63,8 +63,9 @@ def growth(cluster: Cluster, work: Work, *, topology: str = "ring", overlap: boo
         "2 models, top 64",
         "one a node, top 64",
         "2 models, T = 2500",
+        "one a node, T = 2500",
     )
-    rows = ["| nodes | " + " | ".join(f"{name}" for name in (*names, "one a node, T = 2500")) + " |", "|---" * 7 + "|"]
+    rows = [f"| nodes | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     for nodes in sorted({*_GROWTH, cluster.nodes}):
         found = list(ways(replace(cluster, nodes=nodes), work, topology=topology, overlap=overlap))
         cells = [found[0], found[1]]

@@ -12,7 +12,7 @@ speed. The network lab (``benchmarks/netlab``) is what it is tested against.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from codistill_ext.config import CodistillConfig
 from codistill_ext.exchange.wire.encoding import build_encoding
@@ -131,7 +131,7 @@ def codistilled_step(
     """
     if cluster.nodes % config.models:
         raise ValueError(f"{config.models} models cannot share {cluster.nodes} nodes: each needs as many as the others")
-    part = Cluster(**{**vars(cluster), "nodes": cluster.nodes // config.models})
+    part = replace(cluster, nodes=cluster.nodes // config.models)
     inside = all_reduce_step(part, work, hierarchical=True, overlap=overlap)
     peers = config.peers
     sends = max(Counter(peer for each in peers for peer in each).values())
