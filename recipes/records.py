@@ -7,6 +7,7 @@ import os
 import shlex
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,21 @@ class Record:
     has_summary: bool = False
 
     @classmethod
-    def read(cls, run: Run) -> Record:
+    def read(cls, run: Run, summaries: Path | None = None) -> Record:
+        """From its directory; if nothing is there, from its raw summary in ``summaries``, as of another checkout."""
         path = run.directory / FILE
-        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return cls(**values, has_summary=(run.directory / "summary.json").is_file())
+        if path.is_file():
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**values, has_summary=(run.directory / "summary.json").is_file())
+        if summaries is not None and (summaries / f"{run.name}.json").is_file():
+            return cls._kept(json.loads((summaries / f"{run.name}.json").read_text(encoding="utf-8")))
+        return cls(has_summary=(run.directory / "summary.json").is_file())
+
+    @classmethod
+    def _kept(cls, raw: Mapping[str, Any]) -> Record:
+        attempts: list[dict[str, Any]] = [{"seconds": 0.0} for _ in range(raw["attempts"])]
+        attempts[-1] = {"commit": raw["commit"], "status": 0, "seconds": raw["run_seconds"]}
+        return cls(command=shlex.split(raw["command"]), attempts=attempts, has_summary=True)
 
     def _write(self, run: Run) -> None:
         values = {"command": self.command, "attempts": self.attempts}
@@ -41,7 +53,8 @@ class Record:
 
     @property
     def done(self) -> bool:
-        return self.has_summary and not self._last("status")
+        """Ended well. A summary is not enough: what is killed behind its training may have lacked its evaluation."""
+        return self.has_summary and self._last("status") == 0
 
     @property
     def running(self) -> bool:
@@ -69,7 +82,7 @@ class Record:
         """
         if (self.attempts or self.has_summary) and self.command != list(run.command):
             raise ValueError(
-                f"{run.directory} holds a run of another command ({shlex.join(self.command) or 'not of this runner'}; "
+                f"{run.directory} or its raw summary is of a run of another command ({shlex.join(self.command) or 'not of this runner'}; "
                 f"the plan says {shlex.join(run.command)}): remove it, or name the run otherwise"
             )
         if self.running:
@@ -103,9 +116,9 @@ class Record:
         return float(sum(attempt.get("seconds", 0.0) for attempt in self.attempts))
 
 
-def overview(plan: Plan) -> str:
+def overview(plan: Plan, summaries: Path | None = None) -> str:
     """A table of all runs, and how many are done."""
-    records = [Record.read(run) for run in plan.runs]
+    records = [Record.read(run, summaries) for run in plan.runs]
     rows = [
         (run.name, run.group, run.processes, record.state(), len(record.attempts), record.seconds)
         for run, record in zip(plan.runs, records, strict=True)

@@ -3,8 +3,8 @@
     python -m recipes.runner PLAN.yaml --slots 2 --pause-file PAUSE --summaries results/NAME/runs
     python -m recipes.runner PLAN.yaml --status
 
-A run takes as many slots as it has processes, and all of them if it has more. What has ended with the same command is
-not run again; what was interrupted is started again, and continues if its command says ``--resume auto``; what fails
+A run takes as many slots as it has processes, and all of them if it has more. What has ended with the same command, in
+the plan's output or among the summaries, is not run again; what was interrupted is started again, and continues if its command says ``--resume auto``; what fails
 is tried once more, and each attempt's output is kept. While the pause file exists everything is frozen: the way to
 have the machine alone, since Linux weighs niceness inside a session only where autogroups are on. When the runner is
 ended (SIGTERM, Ctrl-C) so are its runs. Run it from the checkout whose code is to be measured.
@@ -61,10 +61,10 @@ class Runner:
         self._failures = {run.name: 0 for run in plan.runs}
         self._paused_at: float | None = None
         for run in plan.runs:
-            Record.read(run).check_same(run)
-        self.waiting = [run for run in plan.runs if not Record.read(run).done]
+            Record.read(run, summaries).check_same(run)
+        self.waiting = [run for run in plan.runs if not Record.read(run, summaries).done]
         for run in plan.runs:
-            if run not in self.waiting:
+            if run not in self.waiting and Record.read(run).done:
                 self._keep(run)
 
     def work(self, stop: threading.Event) -> None:
@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         plan = read_plan(args.plan)
         if args.status:
-            print(overview(plan))
+            print(overview(plan, args.summaries))
             return
         os.nice(args.nice)  # its children have it from here
         stop = threading.Event()
@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             Runner(plan, slots=args.slots, pause_file=args.pause_file, summaries=args.summaries).work(stop)
     except ValueError as error:
         parser.error(str(error))
-    print(overview(plan))
+    print(overview(plan, args.summaries))
 
 
 if __name__ == "__main__":

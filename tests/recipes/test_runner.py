@@ -1,6 +1,7 @@
 """The runner, with jobs that say what they do in files of their own directory."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,29 @@ def test_a_pause_file_freezes_the_whole_tree(tmp_path: Path, job, work) -> None:
     (run.directory / "go").touch()
     (tmp_path / "PAUSE").unlink()
     until(lambda: Record.read(run).done)
+
+
+def test_a_run_whose_summary_is_kept_is_not_run_again_elsewhere(tmp_path: Path, job, work) -> None:
+    work(job("a"), slots=1)
+    shutil.rmtree(job("a").directory)  # as in a clone: summaries are committed, directories of runs are not
+    kept = (tmp_path / "kept" / "a.json").read_bytes()
+    work(job("a"), job("b"), slots=1)
+    assert started(tmp_path) == ["a", "b"]
+    assert (tmp_path / "kept" / "a.json").read_bytes() == kept
+    plan = Plan(output=tmp_path, runs=[job("a"), job("b")])
+    assert "2 runs: 2 done" in overview(plan, tmp_path / "kept")
+    with pytest.raises(ValueError, match="a run of another command"):
+        Runner(Plan(output=tmp_path / "runs", runs=[job("a", "wait")]), slots=1, summaries=tmp_path / "kept")
+
+
+def test_a_run_that_was_killed_behind_its_summary_is_not_done(tmp_path: Path, job) -> None:
+    run = job("a")
+    run.directory.mkdir(parents=True)
+    Record.read(run).start_attempt(run, pid=psutil.Process().pid, commit="c")
+    (run.directory / "summary.json").write_text("{}")
+    assert not Record.read(run).done, "its scores may be missing"
+    Record.read(run).end_attempt(run, status=0, seconds=1.0, interrupted=False)
+    assert Record.read(run).done
 
 
 def test_another_command_in_the_same_directory_is_refused(tmp_path: Path, job, work) -> None:
