@@ -82,8 +82,9 @@ class Record:
         """
         if (self.attempts or self.has_summary) and self.command != list(run.command):
             raise ValueError(
-                f"{run.directory} or its raw summary is of a run of another command ({shlex.join(self.command) or 'not of this runner'}; "
-                f"the plan says {shlex.join(run.command)}): remove it, or name the run otherwise"
+                f"{run.directory} or its raw summary is of a run of another command ("
+                f"{shlex.join(self.command) or 'not of this runner'}; the plan says {shlex.join(run.command)}): "
+                "remove it, or name the run otherwise"
             )
         if self.running:
             raise ValueError(f"{run.name} is still running as process {self._last('pid')}: end it first")
