@@ -170,14 +170,13 @@ class Channel:
     ) -> Callable[[], None]:
         """Begin to move payloads as ``transfer`` does; what it returns waits for them, and is to be called once."""
         operations = []
-        for peer in sorted(outgoing.keys() | incoming.keys()):
-            rank = self.groups.counterpart(peer)
-            for tensor in outgoing.get(peer, ()):
-                operations.append(self._operation(dist.isend, tensor, rank))
-                self.traffic.sent[kind] += tensor.nbytes
-            for tensor in incoming.get(peer, ()):
-                operations.append(self._operation(dist.irecv, tensor, rank))
-                self.traffic.received[kind] += tensor.nbytes
+        # Receives first: of two ranks that begin with a large send, gloo moves one direction after the other.
+        for peer, tensor in _in_order(incoming):
+            operations.append(self._operation(dist.irecv, tensor, peer))
+            self.traffic.received[kind] += tensor.nbytes
+        for peer, tensor in _in_order(outgoing):
+            operations.append(self._operation(dist.isend, tensor, peer))
+            self.traffic.sent[kind] += tensor.nbytes
         with self._names_losses(kind):
             works = dist.batch_isend_irecv(operations) if operations else []
 
@@ -201,9 +200,9 @@ class Channel:
                 f"than {self.timeout_s:g} s (--codistill-timeout): {error}"
             ) from error
 
-    def _operation(self, kind: Callable[..., Any], tensor: Tensor, rank: int) -> dist.P2POp:
+    def _operation(self, kind: Callable[..., Any], tensor: Tensor, peer: int) -> dist.P2POp:
         group = self.group if tensor.device.type == "cpu" else self.groups.peer_group
-        return dist.P2POp(kind, tensor, rank, group=group)
+        return dist.P2POp(kind, tensor, self.groups.counterpart(peer), group=group)
 
     def leave(self, header: Header) -> None:
         """Tell the counterparts that this model takes part no more; returns at once.
@@ -222,6 +221,11 @@ class Channel:
             except RuntimeError:
                 pass  # the peer has ended meanwhile, so it needs no farewell
         self._farewells = []
+
+
+def _in_order(tensors: dict[int, list[Tensor]]) -> Iterator[tuple[int, Tensor]]:
+    """By peer, and each peer's in their own order, which is how the two sides' operations find each other."""
+    return ((peer, tensor) for peer in sorted(tensors) for tensor in tensors[peer])
 
 
 def _posted(work: dist.Work | None) -> dist.Work:
