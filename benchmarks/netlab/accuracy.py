@@ -54,7 +54,7 @@ class Training:
 
     def spec(self) -> Spec:
         def make() -> nn.Module:
-            return build_model(self.model, num_classes=10, image_sizes=(32, 32))
+            return _InBfloat16(build_model(self.model, num_classes=10, image_sizes=(32, 32)))
 
         return Spec(make, seed=self.seed, warm_up=round(0.1 * self.updates))
 
@@ -62,6 +62,19 @@ class Training:
         """At an update, for gradients over so many pictures."""
         done, warm_up = update / self.updates, max(1.0, _WARM_UP * self.updates)
         return _LR_A_PICTURE * pictures * min(1.0, (update + 1) / warm_up) * (1 + math.cos(math.pi * done)) / 2
+
+
+class _InBfloat16(nn.Module):
+    """Under autocast and channels last, a third faster on CPU; float32 weights, gradients and logits."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits: Tensor = self.inner(x.contiguous(memory_format=torch.channels_last))
+        return logits.float()
 
 
 def main() -> None:
