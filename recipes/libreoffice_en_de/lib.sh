@@ -8,7 +8,7 @@ export PATH=$PWD/.venv/bin:$PATH PYTHONPATH=$PWD OMP_NUM_THREADS=${OMP_NUM_THREA
 DATA=$ALL_DATA/${PART/\//of}
 
 # By pilots: results/libreoffice_en_de/plan.md.
-: "${UPDATES:=800}" "${BATCHES:=2}" "${TOKENS:=1000}" "${LR:=3e-3}" "${PERIOD:=40}" "${DROPOUT:=0.1}" "${SMOOTHING:=0.1}"
+: "${UPDATES:=1600}" "${BATCHES:=2}" "${TOKENS:=500}" "${LR:=3e-3}" "${PERIOD:=80}" "${DROPOUT:=0.1}" "${SMOOTHING:=0.1}"
 LEAST_DROPOUT=0
 BASE=(
     --arch transformer --share-all-embeddings --dropout "$DROPOUT" --label-smoothing "$SMOOTHING"
