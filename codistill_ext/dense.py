@@ -42,10 +42,9 @@ class _Work:
             start += count
         return made[0], made[1:]
 
-    def blocks(self, student: LogitRows) -> Blocks:
+    def blocks(self, student: LogitRows, teachers: list[LogitRows]) -> Blocks:
         """Alike on all ranks that have outputs of the same rows."""
-        rows, outputs = student.shape
-        return blocks(rows, outputs if self.spread is None else self.spread.most_outputs)
+        return blocks(student, *teachers, outputs=None if self.spread is None else self.spread.most_outputs)
 
     def target_blocks(self, teachers: list[LogitRows], rows: slice, device: torch.device) -> list[Tensor]:
         logits = [teacher.block(rows).to(device, non_blocking=True) for teacher in teachers]
@@ -94,7 +93,7 @@ class _Divergences(torch.autograd.Function):
         ctx.work = work
         student, teachers = work.rows(tensors)
         rows_PN = torch.empty(1 if work.mean else len(teachers), student.shape[0], device=student.device)
-        for rows in work.blocks(student):
+        for rows in work.blocks(student, teachers):
             own = work.compared(student.block(rows))
             for index, teacher_nC in enumerate(work.target_blocks(teachers, rows, student.device)):
                 rows_PN[index, rows] = _divergence(own, work.compared(teacher_nC), work)
@@ -106,7 +105,7 @@ class _Divergences(torch.autograd.Function):
         work: _Work = ctx.work
         student, teachers = work.rows(ctx.saved_tensors)
         gradients = student.begin_gradients()
-        for rows in work.blocks(student):
+        for rows in work.blocks(student, teachers):
             own = work.compared(student.block(rows))
             of_block = [
                 _gradient(own, work.compared(teacher_nC), grad_N[rows], work)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _BLOCK_ELEMENTS = 1 << 22  # logits that are worked on at a time: 16 MiB in float32
+_CACHED_ELEMENTS = 1 << 18  # on CPU, where nothing but memory is waited for: 1 MiB stays in a core's cache
 
 Blocks: TypeAlias = Iterator[slice]
 Rebuild: TypeAlias = "Callable[..., LogitRows]"
@@ -36,6 +37,11 @@ class LogitRows(ABC):
     shape: tuple[int, int]
     device: torch.device
 
+    @property
+    def block_elements(self) -> int:
+        """How many logits a block has at most, of several rows."""
+        return _BLOCK_ELEMENTS
+
     @abstractmethod
     def block(self, rows: slice) -> Tensor:
         """These rows in their own precision, shape (n, C); not to be written to."""
@@ -49,10 +55,17 @@ class LogitRows(ABC):
         """Add what the gradient of these rows, in float32, is for each of the tensors."""
 
 
-def blocks(rows: int, outputs: int) -> Blocks:
-    """Rows that are small enough together to be copied without thought."""
-    size = max(1, _BLOCK_ELEMENTS // max(1, outputs))
-    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+def blocks(logits: LogitRows, *others: LogitRows, outputs: int | None = None) -> Blocks:
+    """Rows that are small enough together to be copied without thought.
+
+    Args:
+        others: of as many rows, worked on together with the logits.
+        outputs: that decide the size in the place of the logits' own.
+    """
+    count, own_outputs = logits.shape
+    elements = max(rows.block_elements for rows in (logits, *others))
+    size = max(1, elements // max(1, own_outputs if outputs is None else outputs))
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 class DenseLogits(LogitRows):
@@ -85,6 +98,10 @@ class DenseLogits(LogitRows):
         self.device = logits.device
         count = len(places_N[0]) if places_N else logits.shape[:-1].numel()
         self.shape = (count, logits.size(-1))
+
+    @property
+    def block_elements(self) -> int:
+        return min(_BLOCK_ELEMENTS, _CACHED_ELEMENTS) if self.device.type == "cpu" else _BLOCK_ELEMENTS
 
     def block(self, rows: slice) -> Tensor:
         return self._at(self._logits, rows)

@@ -39,7 +39,7 @@ def topk_of(logits: LogitRows, k: int, temperature: float) -> TopK:
     k = min(k, outputs)
     logp_NK = torch.empty(rows, k, dtype=torch.float32, device=logits.device)
     index_NK = torch.empty(rows, k, dtype=torch.int64, device=logits.device)
-    for block in blocks(rows, outputs):
+    for block in blocks(logits):
         logits_nC = logits.block(block).detach()
         # A temperature does not change the order, so the search needs no copy.
         index_NK[block] = logits_nC.topk(k, dim=1, sorted=False).indices
@@ -104,7 +104,7 @@ class _BinLogits(torch.autograd.Function):
             torch.empty(rows, min(index_NK.size(1) + 1, outputs), dtype=torch.float32, device=student.device)
             for index_NK in indices
         )
-        for block in blocks(rows, outputs):
+        for block in blocks(student):
             logits = scaled(student.block(block), work.temperature)
             for bins_NB, index_NK in zip(bins, indices, strict=True):
                 index = index_NK[block]
@@ -122,7 +122,7 @@ class _BinLogits(torch.autograd.Function):
         student = work.rebuild(*ctx.saved_tensors[: work.tensors])
         indices, rests = ctx.saved_tensors[work.tensors : -len(grads)], ctx.saved_tensors[-len(grads) :]
         gradients = student.begin_gradients()
-        for block in blocks(*student.shape):
+        for block in blocks(student):
             logits = scaled(student.block(block), work.temperature)
             shares = [
                 _spread_out(logits, index_NK[block], rest_N1[block], grad_NB[block] / work.temperature)

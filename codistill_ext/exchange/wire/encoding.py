@@ -53,7 +53,7 @@ class DenseEncoding(Encoding):
         rows, outputs = logits.shape
         (payload_NC,) = self.empty(rows, outputs, logits.device)
         limit = torch.finfo(self.dtype).max
-        for block in blocks(rows, outputs):
+        for block in blocks(logits):
             # What does not fit has become infinite by then.
             payload_NC[block] = logits.block(block).detach()
             if self.dtype != torch.float32:
