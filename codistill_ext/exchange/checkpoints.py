@@ -7,6 +7,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from codistill_ext.errors import CoordinationError
 from codistill_ext.exchange.base import Batch
 from codistill_ext.exchange.periodic import Flight, PeriodicExchange
@@ -14,6 +16,7 @@ from codistill_ext.exchange.teachers import Arrival
 from codistill_ext.exchange.wire.announcements import Announcement
 from codistill_ext.exchange.wire.channel import Channel, Header
 from codistill_ext.exchange.wire.description import ModelDescription
+from codistill_ext.exchange.wire.pace import Pace, pieces_of
 from codistill_ext.exchange.wire.shards import Replicas
 from codistill_ext.exchange.wire.shares import HostBuffer, Inbox, Outbox
 from codistill_ext.loss import Target
@@ -32,7 +35,8 @@ class CheckpointExchange(PeriodicExchange):
 
     Of a model with g ranks each sends and receives 1/g of the bytes to its counterparts. With sharded parameters
     these are its own shards; else the shares are joined inside the model group. Memory for shares is made at the first
-    exchange and used again; nothing of the size of a model is made at an exchange.
+    exchange and used again; nothing of the size of a model is made at an exchange. A share travels in pieces, one an
+    update of the time until it is due, and all at once as soon as this rank waits for it.
     """
 
     def _prepare(self) -> None:
@@ -41,6 +45,7 @@ class CheckpointExchange(PeriodicExchange):
         neighbours = {*self.peers, *self.students}
         self.channel = Channel(self.groups, neighbours, timeout_s=self.config.timeout, traffic=self.traffic)
         self.round = 0
+        self._pace = Pace()  # of the newest flight
         self._announced: Announcement | None = None  # of the last mini-batch that is compared
         self._outbox = Outbox(self.packer, self.replicas, self.groups.model_group, self.device)
         self._build_teachers()
@@ -69,6 +74,10 @@ class CheckpointExchange(PeriodicExchange):
             self._announced = Announcement(batch.inputs, checked=True)
         return super().begin(batch, update=update, wanted=wanted)
 
+    def after_update(self, update: int) -> None:
+        self._pace.advance()
+        super().after_update(update)
+
     def _checks_after(self, update: int) -> bool:
         """Whether the models prove at the exchange after ``update`` that they read the same batch."""
         every = self.config.check_every * self.config.period
@@ -79,9 +88,13 @@ class CheckpointExchange(PeriodicExchange):
         announced = self._announced if self._checks_after(update) else None
         self.round += 1
         share = self._outbox.copy(self.module)
-        return self._worker.submit(functools.partial(self._cross, header, announced, share))
+        self._pace.hurry()
+        self._pace = Pace()
+        return self._worker.submit(functools.partial(self._cross, header, announced, share, self._pace))
 
-    def _cross(self, header: Header, announced: Announcement | None, share: HostBuffer) -> dict[int, Arrival]:
+    def _cross(
+        self, header: Header, announced: Announcement | None, share: HostBuffer, pace: Pace
+    ) -> dict[int, Arrival]:
         """In the thread: meet the counterparts and move this rank's share."""
         header = header if announced is None else announced.complete(header)
         others = self.channel.meet(header)
@@ -93,12 +106,16 @@ class CheckpointExchange(PeriodicExchange):
                     f"size and order, or use --codistill-data independent"
                 )
         incoming = {peer: self._inboxes[peer].buffers.take() for peer in self.peers if peer in others}
-        outgoing = share.wait()
-        self.channel.transfer(
-            {peer: [outgoing] for peer in self.students if peer in others},
-            {peer: [buffer.wait()] for peer, buffer in incoming.items()},
-            "weights",
-        )
+        pieces = pieces_of(self.config.swap_delay)
+        outgoing = share.wait().tensor_split(pieces)
+        places = {peer: buffer.wait().tensor_split(pieces) for peer, buffer in incoming.items()}
+        for piece in range(pieces):
+            pace.wait(piece)
+            self.channel.transfer(
+                {peer: _filled(outgoing[piece]) for peer in self.students if peer in others},
+                {peer: _filled(place[piece]) for peer, place in places.items()},
+                "weights",
+            )
         self._outbox.buffers.give(share)
         return {
             peer: ShareArrival(
@@ -109,6 +126,14 @@ class CheckpointExchange(PeriodicExchange):
             )
             for peer, buffer in incoming.items()
         }
+
+    def _can_finish(self, flight: Flight, *, wait: bool) -> bool:
+        self._pace.hurry()
+        return super()._can_finish(flight, wait=wait)
+
+    def _arrived(self, flight: Flight) -> dict[int, Arrival]:
+        self._pace.hurry()
+        return super()._arrived(flight)
 
     def _finish(self, flight: Flight) -> None:
         """Straight into the teachers, unless the weights have been joined for the state of a run."""
@@ -131,10 +156,12 @@ class CheckpointExchange(PeriodicExchange):
 
     def leave(self, update: int) -> None:
         super().leave(update)
+        self._pace.hurry()
         header = Header(leaving=1, round=self.round, update=update)
         self._worker.submit(lambda: self.channel.leave(header))  # behind a flight that is still on its way
 
     def close(self) -> None:
+        self._pace.hurry()
         self._worker.submit(self.channel.close)
         super().close()
 
@@ -144,6 +171,11 @@ class CheckpointExchange(PeriodicExchange):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.round = state["round"]
+
+
+def _filled(piece: Tensor) -> list[Tensor]:
+    """A piece, if there is anything in it: of a few bytes most are empty."""
+    return [piece] if piece.numel() else []
 
 
 def _first_difference(first: str, second: str) -> str:

@@ -12,7 +12,7 @@ from tests.naive import train_naively
 from tests.ranks import run_ranks
 
 UPDATES = 20
-CHECKPOINTS = {"exchange": "checkpoints", "period": 5, "lag": 2}
+CHECKPOINTS = {"exchange": "checkpoints", "period": 5, "lag": 4}  # which crosses in three pieces
 
 CASES = [
     ({"models": 2}, 1),

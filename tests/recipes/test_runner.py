@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from recipes.plan import Plan, Run
 from recipes.records import Record, overview
 from recipes.runner import Runner
 from tests.commands import ROOT, environment
+from tests.waiting import until
 
 # A job: BEHAVIOUR DIRECTORY. "child" has a child in a session of its own, as torchrun has, and both wait for "go".
 JOB = """
@@ -73,13 +73,6 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     stop.set()
     for thread in threads:
         thread.join(60)
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen within a minute"
-        time.sleep(0.02)
 
 
 def started(tmp_path: Path) -> list[str]:
