@@ -27,7 +27,7 @@ TALK_MS = {1: 412, 2: 956, 4: 1568, 8: 1593}
 ACCURACY = ("ddp", "ddp-fp16", "ddp-powersgd", "local-sgd-4", "local-sgd-16", "slowmo-16", "torchft-local-sgd-16")
 ACCURACY += ("torchft-diloco-16", "predictions-full/1", "predictions-full/2", "checkpoints-t50/1", "checkpoints-t50/2")
 SEEDS, UPDATES, SHORT_UPDATES = (0, 1, 2), 4000, 100
-_STEPS, _WARM_UP = 10, 9  # teachers are there from the 8th on
+_STEPS, _SLOW_STEPS, _WARM_UP = 10, 4, 9  # slow ones are at 1 Gbit/s; teachers are there from the 8th on
 _ONE_NODE = ("predictions-topk", "predictions-half", "predictions-full", "checkpoints-t2500", "checkpoints-t50")
 
 
@@ -73,7 +73,7 @@ def _talk(hosts: int, gbits: float) -> Job:
         parameters=PARAMETERS // SCALE,
         rows=3584 // SCALE,
         vocabulary=32768,
-        steps=_STEPS,
+        steps=_STEPS if gbits > 1 else _SLOW_STEPS,
         warm_up=_WARM_UP,
     )
 
