@@ -5,6 +5,7 @@ They are installed beside it (``recipes/communication.sh``); one that is missing
 
 import datetime
 import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,8 @@ class TorchFT:
 
         rank, size = dist.get_rank(), dist.get_world_size()
         address = _own_address()
+        # By its name a host tells the others where to meet, and the hosts of a lab share the machine's.
+        socket.gethostname = _own_address
         lighthouse = _lighthouse(rank, size, address)
         torch.manual_seed(spec.seed)
         self.plain = self.module = spec.build().train()
