@@ -39,16 +39,21 @@ def run_training(training: Training, bits_per_second: float, *, deadline_s: floa
     return {"bits_per_second": bits_per_second, **measured}
 
 
-def table(result: dict[str, Any]) -> str:
-    """A Markdown table of the ways of one job; steps as multiples of the way ``alone`` if it is among them."""
-    ways: dict[str, dict[str, Any]] = {name: way for name, way in result["ways"].items() if "median_ms" in way}
-    one = ways["alone"]["median_ms"] if "alone" in ways else None
-    unit = "of alone" if one else "ms"
+def table(*results: dict[str, Any]) -> str:
+    """A Markdown table of the ways of jobs; steps as multiples of the job's way ``alone`` if it is among them."""
+    of_alone = all("median_ms" in result["ways"].get("alone", {}) for result in results)
+    unit = "of alone" if of_alone else "ms"
     columns = ("way", f"median {unit}", f"mean {unit}", f"worst {unit}", f"of it waiting {unit}")
-    rows: list[Sequence[object]] = [(*columns, "MB sent a step", "ready in s"), ("---",) * 7]
-    for name, way in ways.items():
-        steps = [way[key] / (one or 1) for key in ("median_ms", "mean_ms", "worst_ms", "waited_ms")]
-        rows.append((name, *(f"{step:.2f}" for step in steps), f"{way['sent_mb']:.3f}", way["ready_s"]))
-    failed = [f"- {name}: {way['error']}" for name, way in result["ways"].items() if "error" in way]
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-    return "\n".join([*lines, *(["", "Does not run here:", "", *failed] if failed else [])])
+    rows: dict[str, Sequence[object]] = {}
+    failed = []
+    for result in results:
+        one = result["ways"]["alone"]["median_ms"] if of_alone else 1
+        for name, way in result["ways"].items():
+            if "error" in way:
+                failed.append(f"- {name}: {way['error']}")
+            elif name not in rows:
+                steps = [way[key] / one for key in ("median_ms", "mean_ms", "worst_ms", "waited_ms")]
+                rows[name] = (name, *(f"{step:.2f}" for step in steps), f"{way['sent_mb']:.3f}", way["ready_s"])
+    lines = [(*columns, "MB sent a step", "ready in s"), ("---",) * 7, *rows.values()]
+    cells = ["| " + " | ".join(map(str, row)) + " |" for row in lines]
+    return "\n".join([*cells, *(["", "Does not run here:", "", *failed] if failed else [])])
