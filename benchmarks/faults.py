@@ -30,7 +30,7 @@ from tests.vision.small import PLAIN
 
 EXCHANGES = {
     "predictions": [],
-    "checkpoints": ["--codistill-exchange", "checkpoints", "--codistill-period", "4", "--codistill-lag", "2"],
+    "checkpoints": ["--codistill-exchange", "checkpoints", "--codistill-period", "4", "--codistill-lag", "3"],
 }
 RANKS = 4
 

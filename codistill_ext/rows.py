@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _BLOCK_ELEMENTS = 1 << 22  # logits that are worked on at a time: 16 MiB in float32
-_CACHED_ELEMENTS = 1 << 18  # on CPU, where nothing but memory is waited for: 1 MiB stays in a core's cache
+_CACHED_ELEMENTS = 1 << 18  # for each thread on CPU, where memory is what is waited for: 1 MiB stays in a core's cache
 
 Blocks: TypeAlias = Iterator[slice]
 Rebuild: TypeAlias = "Callable[..., LogitRows]"
@@ -60,11 +60,14 @@ def blocks(logits: LogitRows, *others: LogitRows, outputs: int | None = None) ->
 
     Args:
         others: of as many rows, worked on together with the logits.
-        outputs: that decide the size in the place of the logits' own.
+        outputs: that alone decide the size, where it must be the same on several ranks.
     """
     count, own_outputs = logits.shape
-    elements = max(rows.block_elements for rows in (logits, *others))
-    size = max(1, elements // max(1, own_outputs if outputs is None else outputs))
+    if outputs is None:
+        size = max(rows.block_elements for rows in (logits, *others)) // max(1, own_outputs)
+    else:
+        size = _BLOCK_ELEMENTS // max(1, outputs)
+    size = max(1, size)
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
@@ -101,7 +104,9 @@ class DenseLogits(LogitRows):
 
     @property
     def block_elements(self) -> int:
-        return min(_BLOCK_ELEMENTS, _CACHED_ELEMENTS) if self.device.type == "cpu" else _BLOCK_ELEMENTS
+        if self.device.type != "cpu":
+            return _BLOCK_ELEMENTS
+        return min(_BLOCK_ELEMENTS, _CACHED_ELEMENTS * torch.get_num_threads())
 
     def block(self, rows: slice) -> Tensor:
         return self._at(self._logits, rows)

@@ -41,8 +41,8 @@ class Record:
 
     @classmethod
     def _kept(cls, raw: Mapping[str, Any]) -> Record:
-        attempts: list[dict[str, Any]] = [{"seconds": 0.0} for _ in range(raw["attempts"])]
-        attempts[-1] = {"commit": raw["commit"], "status": 0, "seconds": raw["run_seconds"]}
+        last = {"commit": raw["commit"], "status": 0, "seconds": raw["run_seconds"]}  # only what has ended well is kept
+        attempts: list[dict[str, Any]] = [{"seconds": 0.0} for _ in range(raw["attempts"] - 1)] + [last]
         return cls(command=shlex.split(raw["command"]), attempts=attempts, has_summary=True)
 
     def _write(self, run: Run) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from codistill_ext.exchange.periodic import Flight, PeriodicExchange
 from codistill_ext.exchange.teachers import Arrival
 from codistill_ext.exchange.wire.announcements import Announcement
 from codistill_ext.exchange.wire.channel import Channel, Header
+from codistill_ext.exchange.wire.counter import TrafficCounter
 from codistill_ext.exchange.wire.description import ModelDescription
-from codistill_ext.exchange.wire.pace import Pace, pieces_of
+from codistill_ext.exchange.wire.pace import Pace
 from codistill_ext.exchange.wire.shards import Replicas
 from codistill_ext.exchange.wire.shares import HostBuffer, Inbox, Outbox
 from codistill_ext.loss import Target
@@ -35,17 +37,20 @@ class CheckpointExchange(PeriodicExchange):
 
     Of a model with g ranks each sends and receives 1/g of the bytes to its counterparts. With sharded parameters
     these are its own shards; else the shares are joined inside the model group. Memory for shares is made at the first
-    exchange and used again; nothing of the size of a model is made at an exchange. A share travels in pieces, one an
-    update of the time until it is due, and all at once as soon as this rank waits for it.
+    exchange and used again; nothing of the size of a model is made at an exchange. A share travels in pieces, spread
+    over the updates until it is due, and all at once as soon as this rank waits for it. Its bytes are counted when it
+    is used, so that what has been counted after an update does not depend on the thread's luck.
     """
 
     def _prepare(self) -> None:
         self.replicas = Replicas.find(self.module, self.groups, timeout_s=self.config.timeout)
         self.students = students_of(self.config.peers, self.groups.model_index)
         neighbours = {*self.peers, *self.students}
-        self.channel = Channel(self.groups, neighbours, timeout_s=self.config.timeout, traffic=self.traffic)
+        self.channel = Channel(self.groups, neighbours, timeout_s=self.config.timeout, traffic=TrafficCounter())
         self.round = 0
-        self._pace = Pace()  # of the newest flight
+        self._paces: dict[Future[dict[int, Arrival]], Pace] = {}
+        self._flown: deque[TrafficCounter] = deque()  # of flights that have arrived and are not in use yet
+        self._updated_at, self._update_s = time.monotonic(), 0.0
         self._announced: Announcement | None = None  # of the last mini-batch that is compared
         self._outbox = Outbox(self.packer, self.replicas, self.groups.model_group, self.device)
         self._build_teachers()
@@ -75,7 +80,10 @@ class CheckpointExchange(PeriodicExchange):
         return super().begin(batch, update=update, wanted=wanted)
 
     def after_update(self, update: int) -> None:
-        self._pace.advance()
+        now = time.monotonic()
+        self._updated_at, self._update_s = now, now - self._updated_at
+        for pace in self._paces.values():
+            pace.advance(self._update_s)
         super().after_update(update)
 
     def _checks_after(self, update: int) -> bool:
@@ -88,9 +96,10 @@ class CheckpointExchange(PeriodicExchange):
         announced = self._announced if self._checks_after(update) else None
         self.round += 1
         share = self._outbox.copy(self.module)
-        self._pace.hurry()
-        self._pace = Pace()
-        return self._worker.submit(functools.partial(self._cross, header, announced, share, self._pace))
+        pace = Pace(self.config.swap_delay, self._update_s)
+        flight = self._worker.submit(functools.partial(self._cross, header, announced, share, pace))
+        self._paces = {other: its for other, its in self._paces.items() if not other.done()} | {flight: pace}
+        return flight
 
     def _cross(
         self, header: Header, announced: Announcement | None, share: HostBuffer, pace: Pace
@@ -106,10 +115,9 @@ class CheckpointExchange(PeriodicExchange):
                     f"size and order, or use --codistill-data independent"
                 )
         incoming = {peer: self._inboxes[peer].buffers.take() for peer in self.peers if peer in others}
-        pieces = pieces_of(self.config.swap_delay)
-        outgoing = share.wait().tensor_split(pieces)
-        places = {peer: buffer.wait().tensor_split(pieces) for peer, buffer in incoming.items()}
-        for piece in range(pieces):
+        outgoing = share.wait().tensor_split(pace.pieces)
+        places = {peer: buffer.wait().tensor_split(pace.pieces) for peer, buffer in incoming.items()}
+        for piece in range(pace.pieces):
             pace.wait(piece)
             self.channel.transfer(
                 {peer: _filled(outgoing[piece]) for peer in self.students if peer in others},
@@ -117,6 +125,8 @@ class CheckpointExchange(PeriodicExchange):
                 "weights",
             )
         self._outbox.buffers.give(share)
+        self._flown.append(self.channel.traffic)
+        self.channel.traffic = TrafficCounter()
         return {
             peer: ShareArrival(
                 stamp=others[peer].update,
@@ -128,19 +138,26 @@ class CheckpointExchange(PeriodicExchange):
         }
 
     def _can_finish(self, flight: Flight, *, wait: bool) -> bool:
-        self._pace.hurry()
+        self._hurry(flight)
         return super()._can_finish(flight, wait=wait)
 
     def _arrived(self, flight: Flight) -> dict[int, Arrival]:
-        self._pace.hurry()
+        self._hurry(flight)
         return super()._arrived(flight)
+
+    def _hurry(self, flight: Flight) -> None:
+        if pace := self._paces.get(flight.arrivals):
+            pace.hurry()
 
     def _finish(self, flight: Flight) -> None:
         """Straight into the teachers, unless the weights have been joined for the state of a run."""
         if flight.whole:
             super()._finish(flight)
-            return
-        arrivals = self._arrived(flight)
+        else:
+            self._load(self._arrived(flight))
+        self.traffic.add(self._flown.popleft())
+
+    def _load(self, arrivals: dict[int, Arrival]) -> None:
         for peer in self.peers:
             arrival = arrivals.get(peer)
             if isinstance(arrival, ShareArrival) and arrival.share is not None:
@@ -156,21 +173,33 @@ class CheckpointExchange(PeriodicExchange):
 
     def leave(self, update: int) -> None:
         super().leave(update)
-        self._pace.hurry()
+        self._hurry_all()
         header = Header(leaving=1, round=self.round, update=update)
         self._worker.submit(lambda: self.channel.leave(header))  # behind a flight that is still on its way
 
     def close(self) -> None:
-        self._pace.hurry()
+        self._hurry_all()
         self._worker.submit(self.channel.close)
         super().close()
+        for last in (*self._flown, self.channel.traffic):
+            self.traffic.add(last)
+
+    def _hurry_all(self) -> None:
+        for pace in self._paces.values():
+            pace.hurry()
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"round": self.round}
+        state = super().state_dict()  # waits for flights
+        flown = self.groups.gather_in_model([counter.state_dict() for counter in self._flown])
+        return state | {"round": self.round, "flown": flown}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.round = state["round"]
+        self._flown = deque(TrafficCounter() for _ in state["flights"])
+        if len(state["flown"]) == self.groups.ranks_a_model:
+            for counter, counted in zip(self._flown, state["flown"][self.groups.rank_in_model], strict=True):
+                counter.load_state_dict(counted)
 
 
 def _filled(piece: Tensor) -> list[Tensor]:

@@ -12,7 +12,7 @@ from tests.ranks import run_ranks
 from tests.vision.small import PLAIN, run, run_rank
 
 TWO = ["--codistill-models", "2"]
-IN_FLIGHT = ["--codistill-exchange", "checkpoints", "--codistill-period", "4", "--codistill-lag", "2"]
+IN_FLIGHT = ["--codistill-exchange", "checkpoints", "--codistill-period", "4", "--codistill-lag", "3"]  # in 2 pieces
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from vision.trainer import Trainer
 
 CIFAR_TEST = ["--dataset", "cifar10", "--model", "resnet8_stride2", "-b", "8"]
 TWO = [*PLAIN, "--codistill-models", "2"]
-CHECKPOINTS = ["--codistill-exchange", "checkpoints", "--codistill-period", "3", "--codistill-lag", "2"]
+CHECKPOINTS = ["--codistill-exchange", "checkpoints", "--codistill-period", "4", "--codistill-lag", "3"]
 
 
 def _stop_at(update: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,11 @@ class TrafficCounter:
         self.sent: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
 
+    def add(self, other: "TrafficCounter") -> None:
+        """Count what another one has counted, too."""
+        self.sent.update(other.sent)
+        self.received.update(other.received)
+
     def to_dict(self) -> dict[str, int]:
         """Bytes since the start, as flat keys such as ``sent/predictions``."""
         return {f"sent/{kind}": self.sent[kind] for kind in KINDS} | {
