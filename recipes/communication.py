@@ -210,10 +210,10 @@ def _draw(found: dict[str, Any], path: Path) -> None:
 
 
 def _others_section(raw: dict[str, Any]) -> Iterator[str]:
-    names = [name for name in ("two_hosts", *sorted(raw)) if name in raw and name.startswith(("two_hosts", "others"))]
+    names = [name for name in raw if name.startswith(("two_hosts", "others"))]
     if names:
         yield "## Beside what else one would pick"
-        yield table(*(raw[name] for name in dict.fromkeys(names)))
+        yield table(*(raw[name] for name in sorted(names, key=lambda name: name != "two_hosts")))
 
 
 def _accuracy_section(raw: dict[str, Any]) -> Iterator[str]:

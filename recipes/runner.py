@@ -61,11 +61,12 @@ class Runner:
         self.active: list[_Active] = []
         self._failures = {run.name: 0 for run in plan.runs}
         self._paused_at: float | None = None
-        for run in plan.runs:
-            Record.read(run, summaries).check_same(run)
-        self.waiting = [run for run in plan.runs if not Record.read(run, summaries).done]
-        for run in plan.runs:
-            if run not in self.waiting and Record.read(run).done:
+        records = [(run, Record.read(run, summaries)) for run in plan.runs]
+        for run, record in records:
+            record.check_same(run)
+        self.waiting = [run for run, record in records if not record.done]
+        for run, record in records:
+            if record.done and Record.read(run).done:
                 self._keep(run)
 
     def work(self, stop: threading.Event) -> None:

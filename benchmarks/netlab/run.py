@@ -19,24 +19,29 @@ def run_job(job: Job, *, deadline_s: float = 600.0) -> dict[str, Any]:
     Raises:
         LabError: no lab can be made here, or a host failed.
     """
-    with tempfile.TemporaryDirectory(prefix="netlab") as directory:
-        job = dataclasses.replace(job, result=str(Path(directory, "result.json")))
-        with lab(job.hosts, job.bits_per_second) as hosts:
-            program = ["-m", "benchmarks.netlab.measure", job.to_json()]
-            run_on(hosts, program, ranks=job.ranks, deadline_s=deadline_s, pin=not job.compute_ms)
-        measured = json.loads(Path(job.result).read_text())
-    return {"job": dataclasses.asdict(dataclasses.replace(job, result="")), **measured}
+    program = "benchmarks.netlab.measure"
+    measured = _run(job, program, job.bits_per_second, ranks=job.ranks, deadline_s=deadline_s, pin=not job.compute_ms)
+    return {"job": dataclasses.asdict(job), **measured}
 
 
 def run_training(training: Training, bits_per_second: float, *, deadline_s: float) -> dict[str, Any]:
     """The same for a run to the end; what ``accuracy.py`` wrote, and the links' rate."""
-    with tempfile.TemporaryDirectory(prefix="netlab") as directory:
-        training = dataclasses.replace(training, result=str(Path(directory, "result.json")))
-        with lab(training.hosts, bits_per_second) as hosts:
-            program = ["-m", "benchmarks.netlab.accuracy", training.to_json()]
-            run_on(hosts, program, ranks=1, deadline_s=deadline_s, pin=True)
-        measured: dict[str, Any] = json.loads(Path(training.result).read_text())
+    program = "benchmarks.netlab.accuracy"
+    measured = _run(training, program, bits_per_second, ranks=1, deadline_s=deadline_s, pin=True)
     return {"bits_per_second": bits_per_second, **measured}
+
+
+def _run(
+    task: Job | Training, program: str, bits_per_second: float, *, ranks: int, deadline_s: float, pin: bool
+) -> dict[str, Any]:
+    """Run a program on the hosts of a lab; what it wrote."""
+    with tempfile.TemporaryDirectory(prefix="netlab") as directory:
+        path = Path(directory, "result.json")
+        with lab(task.hosts, bits_per_second) as hosts:
+            arguments = ["-m", program, dataclasses.replace(task, result=str(path)).to_json()]
+            run_on(hosts, arguments, ranks=ranks, deadline_s=deadline_s, pin=pin)
+        measured: dict[str, Any] = json.loads(path.read_text())
+    return measured
 
 
 def table(*results: dict[str, Any]) -> str:
