@@ -6,7 +6,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,22 +108,16 @@ def trainings() -> Iterator[tuple[str, float, Training]]:
 
 def train(out: Path, pattern: str) -> None:
     """Run what has no file yet."""
-    (out / "raw").mkdir(parents=True, exist_ok=True)
-    for name, bits_per_second, training in trainings():
-        path = out / "raw" / f"{name}.json"
-        if not path.exists() and pattern in name:
-            print(f"== {name}", flush=True)
-            path.write_text(json.dumps(run_training(training, bits_per_second, deadline_s=4 * 3600)) + "\n")
+    runs = {name: (training, bits_per_second) for name, bits_per_second, training in trainings()}
+    for name, path in _missing(out, pattern, runs):
+        path.write_text(json.dumps(run_training(*runs[name], deadline_s=4 * 3600)) + "\n")
 
 
 def measure(out: Path, pattern: str) -> None:
     """Measure what has no file yet."""
-    (out / "raw").mkdir(parents=True, exist_ok=True)
-    for name, job in jobs():
-        path = out / "raw" / f"{name}.json"
-        if path.exists() or pattern not in name:
-            continue
-        print(f"== {name}", flush=True)
+    named = dict(jobs())
+    for name, path in _missing(out, pattern, named):
+        job = named[name]
         try:
             result = run_job(job, deadline_s=1200)
         except LabError as error:
@@ -131,6 +125,16 @@ def measure(out: Path, pattern: str) -> None:
                 raise
             result = {"job": json.loads(job.to_json()), "ways": {job.ways[1]: {"error": _last_line(error)}}}
         path.write_text(json.dumps(result) + "\n")
+
+
+def _missing(out: Path, pattern: str, names: Iterable[str]) -> Iterator[tuple[str, Path]]:
+    """Those with the pattern in their name and without a file, which the caller then writes."""
+    (out / "raw").mkdir(parents=True, exist_ok=True)
+    for name in names:
+        path = out / "raw" / f"{name}.json"
+        if not path.exists() and pattern in name:
+            print(f"== {name}", flush=True)
+            yield name, path
 
 
 def _last_line(error: Exception) -> str:
