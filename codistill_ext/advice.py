@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from codistill_ext.cluster import Cluster, Step, Work, all_reduce_step, codistilled_step
-from codistill_ext.config import CodistillConfig
+from codistill_ext.config import CodistillConfig, flag
 
 _GROWTH = (1, 2, 4, 8, 16, 64, 256, 1024, 4096)
 _WORTH = 0.95  # of the step without it, for codistillation to be advised
@@ -46,13 +46,33 @@ def ways(cluster: Cluster, work: Work, *, topology: str = "ring", overlap: bool 
 
 
 def table(found: list[Way]) -> list[str]:
-    """Rows of Markdown: milliseconds, speed against the faster all-reduce, megabytes that a node sends in a step."""
+    """Rows of Markdown.
+
+    Milliseconds, speed against the faster all-reduce, megabytes that a node sends, updates while weights cross.
+    """
     best = _all_reduce(found).step.seconds
-    rows = ["| way | ms a step | times as fast as all_reduce | MB a node sends |", "|---|---|---|---|"]
-    cells = ((way.name, way.step, _number(way.step.node_bytes)) for way in found)
-    return rows + [
-        f"| {name} | {1e3 * step.seconds:.0f} | {best / step.seconds:.2f} | {sent} |" for name, step, sent in cells
-    ]
+    names = ("way", "ms a step", "times as fast as all_reduce", "MB a node sends", "updates for weights to cross")
+    rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for way in found:
+        step, crossing = way.step, way.step.crossing_updates
+        cells = (f"{1e3 * step.seconds:.0f}", f"{best / step.seconds:.2f}", _number(step.node_bytes))
+        rows.append(f"| {' | '.join((way.name, *cells, str(crossing or '')))} |")
+    return rows
+
+
+def lags(found: list[Way]) -> Iterator[str]:
+    """What to change where weights take longer to cross than their lag."""
+    for way in found:
+        crossing = way.step.crossing_updates
+        if way.config is None or crossing is None or crossing <= way.config.swap_delay:
+            continue
+        if crossing >= way.config.period:
+            yield f"{way.name}: a link this slow needs a period of more than {crossing} updates."
+        else:
+            yield (
+                f"{way.name}: each exchange is waited for, because weights take {crossing} updates to cross and the "
+                f"lag is {way.config.swap_delay}; with {flag('lag')} {crossing} or more it is not."
+            )
 
 
 def growth(cluster: Cluster, work: Work, *, topology: str = "ring", overlap: bool = True) -> list[str]:

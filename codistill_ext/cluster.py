@@ -11,6 +11,7 @@ a step computes beside its forward and backward pass (the optimizer, encodings o
 speed. The network lab (``benchmarks/netlab``) is what it is tested against.
 """
 
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -77,10 +78,13 @@ class Step:
     Attributes:
         seconds: from one update to the next, on average.
         node_bytes: that each node sends to others in a step, on average.
+        crossing_updates: for checkpoints, updates that pass while the weights of one exchange cross: the smallest
+            ``lag`` with which nobody waits for them.
     """
 
     seconds: float
     node_bytes: float
+    crossing_updates: int | None = None
 
 
 def flat_all_reduce_s(cluster: Cluster, size: float) -> float:
@@ -161,9 +165,14 @@ def _with_checkpoints(
     nodes_a_model: int,
     teacher_share: float,
 ) -> Step:
-    """Weights cross in the background, and slow what else crosses; each peer's teacher runs a forward pass."""
-    teachers_s = receives * teacher_share * work.forward_s / config.distill_every
-    weights = work.parameters * work.weight_bytes / nodes_a_model / config.period
-    node_bytes = inside.node_bytes + sends * weights
-    busy_s = max(node_bytes, inside.node_bytes + receives * weights) * 8 / cluster.payload_bandwidth
-    return Step(max(inside.seconds + teachers_s, busy_s), node_bytes)
+    """Weights cross in the background, and slow what else crosses; each peer's teacher runs a forward pass.
+
+    Weights that take longer than the lag are waited for, once in a period.
+    """
+    step_s = inside.seconds + receives * teacher_share * work.forward_s / config.distill_every
+    weights = work.parameters * work.weight_bytes / nodes_a_model
+    crossing_s = max(sends, receives) * weights * 8 / cluster.payload_bandwidth
+    waiting_s = max(0.0, crossing_s - config.swap_delay * step_s) / config.period
+    node_bytes = inside.node_bytes + sends * weights / config.period
+    busy_s = max(node_bytes, inside.node_bytes + receives * weights / config.period) * 8 / cluster.payload_bandwidth
+    return Step(max(step_s + waiting_s, busy_s), node_bytes, math.ceil(crossing_s / step_s))

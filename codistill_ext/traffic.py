@@ -10,7 +10,7 @@ prints what a step would take with all-reduce and with each way of codistilling 
 import argparse
 from collections.abc import Sequence
 
-from codistill_ext.advice import growth, sentence, table, ways
+from codistill_ext.advice import growth, lags, sentence, table, ways
 from codistill_ext.cluster import Cluster, Work
 from codistill_ext.config import CodistillConfig
 from codistill_ext.exchange.wire.encoding import build_encoding
@@ -67,7 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = list(ways(cluster, work, **how))
     nodes = f"{cluster.nodes} node{'s' if cluster.nodes > 1 else ''} of {cluster.gpus} GPUs"
     print(f"{nodes}, {cluster.bandwidth / 1e9:g} Gbit/s a node, {work.parameters / 1e6:g} M parameters\n")
-    print("\n".join([*table(found), "", "Milliseconds a step by the number of nodes:", ""]))
+    print("\n".join([*table(found), ""]))
+    for line in lags(found):
+        print(f"{line}\n")
+    print("Milliseconds a step by the number of nodes:\n")
     print("\n".join([*growth(cluster, work, **how), "", sentence(cluster, work, found)]))
 
 

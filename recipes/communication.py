@@ -47,7 +47,7 @@ def jobs() -> Iterator[tuple[str, Job]]:
             yield f"talk_{hosts}x{gbits}", _talk(hosts, gbits)
     for hosts in HOSTS[1:]:
         for gbits in GBITS:
-            yield f"every50_{hosts}x{gbits}", _talk(hosts, gbits, often=True)
+            yield f"every50_{hosts}x{gbits}", _often(hosts, gbits)
     real = {"hosts": 2, "rows": 192, "steps": 44, "warm_up": 32}
     yield (
         "two_hosts",
@@ -63,18 +63,31 @@ def jobs() -> Iterator[tuple[str, Job]]:
         yield f"growth_{models}", _growth(models)
 
 
-def _talk(hosts: int, gbits: float, *, often: bool = False) -> Job:
-    """Way after way; or ``often``, so many steps that weights cross in one of them at T = 50."""
-    ways = ["alone", "ddp"]
+def _talk(hosts: int, gbits: float) -> Job:
+    """Way after way, in a few steps each."""
+    ways = ["alone", "ddp"] if hosts > 1 else ["alone"]
     for hosts_a_model in (1, 2, 4):
         if hosts >= 2 * hosts_a_model:
-            ring = "-ring" if hosts > 2 * hosts_a_model else ""
             names = _ONE_NODE if hosts_a_model == 1 else ("predictions-topk", "checkpoints-t2500")
-            ways += [f"{name}{ring}/{hosts_a_model}" for name in names]
-    if often:
-        ways = ["alone", "checkpoints-t50" + ("-ring/1" if hosts > 2 else "/1")]
+            ways += [_of_models(name, hosts, hosts_a_model) for name in names]
+    return _played(ways, hosts, gbits, steps=_STEPS if gbits > 1 else _SLOW_STEPS)
+
+
+def _often(hosts: int, gbits: float) -> Job:
+    """Weights every 50 updates, in as many steps, so that they cross in one of them."""
+    return _played(["alone", _of_models("checkpoints-t50", hosts, 1)], hosts, gbits, steps=50)
+
+
+def _of_models(name: str, hosts: int, hosts_a_model: int) -> str:
+    """The way with so many hosts a model; more than two models form a ring."""
+    ring = "-ring" if hosts > 2 * hosts_a_model else ""
+    return f"{name}{ring}/{hosts_a_model}"
+
+
+def _played(ways: list[str], hosts: int, gbits: float, *, steps: int) -> Job:
+    """The talk's setting, divided by SCALE."""
     return Job(
-        ways=tuple(ways[: 1 if hosts == 1 else None]),
+        ways=tuple(ways),
         hosts=hosts,
         bits_per_second=gbits * 1e9 / SCALE,
         scale=SCALE,
@@ -82,7 +95,7 @@ def _talk(hosts: int, gbits: float, *, often: bool = False) -> Job:
         parameters=PARAMETERS // SCALE,
         rows=3584 // SCALE,
         vocabulary=32768,
-        steps=50 if often else _STEPS if gbits > 1 else _SLOW_STEPS,
+        steps=steps,
         warm_up=_WARM_UP,
     )
 

@@ -49,7 +49,7 @@ def test_the_page_has_what_has_been_measured(tmp_path: Path) -> None:
     )
     assert "- slowmo-16: ImportError: no fairscale" in text
     assert "| 2x1 | 0.500 | 0.400 | 1.25 |" in text
-    assert "| predictions-full/1 | 81.00 | 1.00 | 81.00 | 7 | 100 | 400 |" in text
+    assert "| predictions-full/1 | 81.00 | 1.00 | 81.00 | 7 | 100 | 150 |" in text
     assert (tmp_path / "talk.png").stat().st_size > 1000
 
 
