@@ -2,7 +2,7 @@
 # What communication costs: synchronous training, codistillation and what else a user would pick, on links that are as slow as a user's.
 #
 #   sudo bash recipes/communication.sh                    # tables of steps: about 75 minutes on 2 idle cores
-#   sudo bash recipes/communication.sh accuracy           # and time to accuracy on CIFAR-10: about 12 hours
+#   sudo bash recipes/communication.sh accuracy           # and time to accuracy on CIFAR-10: about 110 minutes
 #   bash recipes/communication.sh report                  # results/network/README.md again from the raw files
 #
 # Linux, root, iproute2. Makes .venv in the checkout, and installs fairscale and torchft into it. Finished measurements in
