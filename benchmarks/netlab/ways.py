@@ -108,6 +108,9 @@ class PostLocalSGD(Alone):
         super().__init__(spec)
 
     def wrap(self, module: nn.Module, spec: Spec) -> nn.Module:
+        # The averager gives parameters contiguous memory, and DistributedDataParallel reads what a hook returns in the
+        # order of the parameter's memory: of weights that are channels last it would mix up the gradients.
+        module = module.to(memory_format=torch.contiguous_format)
         wrapped = DistributedDataParallel(module, bucket_cap_mb=spec.megabytes_a_bucket)
         alone, _ = dist.new_subgroups(1)
         state = post_localSGD_hook.PostLocalSGDState(None, alone, start_localSGD_iter=spec.warm_up)
