@@ -97,9 +97,16 @@ def _growth(models: int) -> Job:
 def trainings() -> Iterator[tuple[str, float, Training]]:
     """Short runs on a slower link, for its seconds, and runs to the end, for accuracy."""
     for way in ACCURACY:
-        short = Training(way=way, hosts=4, seed=0, updates=SHORT_UPDATES)
-        yield f"seconds_{way.replace('/', '_')}", 1e8, short
+        for name, updates in short_runs(way):
+            yield name, 1e8, Training(way=way, hosts=4, seed=0, updates=updates)
     for seed in SEEDS:  # seed after seed, so that what has been run is balanced
         for way in ACCURACY:
             name = f"accuracy_{way.replace('/', '_')}_{seed}"
             yield name, 1e9, Training(way=way, hosts=4, seed=seed, updates=UPDATES)
+
+
+def short_runs(way: str) -> list[tuple[str, int]]:
+    """Names and updates of a way's short runs: two where teachers come only after the first period."""
+    name = f"seconds_{way.replace('/', '_')}"
+    runs = [(name, SHORT_UPDATES)]
+    return [*runs, (f"{name}_twice", 2 * SHORT_UPDATES)] if way.startswith("checkpoints") else runs

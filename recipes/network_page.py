@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.netlab.run import table
-from recipes.figures import line, panels, save
-from recipes.network import ACCURACY, GBITS, HOSTS, SEEDS, SHORT_UPDATES, TALK_GBITS, TALK_MS, UPDATES
+from recipes.figures import STYLES, line, panels, save
+from recipes.network import ACCURACY, GBITS, HOSTS, SEEDS, TALK_GBITS, TALK_MS, UPDATES, short_runs
+
+_MARKERS = "os^DvxP*<>ph"  # of the ways whose accuracy was measured
 
 
 def report(out: Path) -> str:
@@ -115,9 +117,16 @@ def _accuracies(raw: dict[str, Any]) -> Iterator[_Accuracy]:
         top1, mean, seconds, sent = (
             [run[name] for run in runs] for name in ("top1", "mean_top1", "seconds", "sent_mb")
         )
-        slow = raw.get(f"seconds_{key}")
-        slow_s = slow["seconds"] / SHORT_UPDATES * UPDATES if slow else None
-        yield _Accuracy(way, top1, mean, statistics.mean(sent), statistics.mean(seconds), slow_s)
+        yield _Accuracy(way, top1, mean, statistics.mean(sent), statistics.mean(seconds), _slow_s(raw, way))
+
+
+def _slow_s(raw: dict[str, Any], way: str) -> float | None:
+    """Of all updates, those behind the last short run being as long as its last ones."""
+    runs = [(raw[name]["seconds"], updates) for name, updates in short_runs(way) if name in raw]
+    if len(runs) < len(short_runs(way)):
+        return None
+    (before_s, before), (last_s, last) = ((0.0, 0), *runs)[-2:]
+    return float(last_s + (last_s - before_s) / (last - before) * (UPDATES - last))
 
 
 def _accuracy_section(raw: dict[str, Any], out: Path) -> Iterator[str]:
@@ -145,10 +154,11 @@ def _draw_accuracy(found: list[_Accuracy], path: Path) -> None:
             if seconds is None:
                 continue
             y, spread = statistics.mean(its.mean_top1), statistics.stdev(its.mean_top1)
-            axis.errorbar([seconds], [y], yerr=[spread], color="black", marker="o", markersize=3, capsize=2)
-            axis.annotate(its.way, (seconds, y), xytext=(4, 3), textcoords="offset points", fontsize=6)
+            marker, place = _MARKERS[ACCURACY.index(its.way)], STYLES[ACCURACY.index(its.way) % len(STYLES)]
+            points = {"color": place["color"], "marker": marker, "linestyle": "", "markersize": 5, "linewidth": 0.8}
+            axis.errorbar([seconds], [y], yerr=[spread], capsize=2, label=its.way, **points)
         axis.set(title=speed, xlabel="seconds of the run", ylabel="top-1, mean of the models (%)", xlim=(0, None))
-        axis.set_xlim(0, 1.25 * axis.get_xlim()[1])  # room for the names
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     save(figure, path)
 
 

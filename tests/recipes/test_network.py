@@ -40,7 +40,10 @@ def test_the_page_has_what_has_been_measured(tmp_path: Path) -> None:
     for seed in SEEDS:
         run = {"top1": 80.0 + seed, "mean_top1": 81.0, "seconds": 100.0, "sent_mb": 7.0}
         found[f"accuracy_predictions-full_1_{seed}"] = run
+        found[f"accuracy_checkpoints-t50_2_{seed}"] = run
     found["seconds_predictions-full_1"] = {"seconds": SHORT_UPDATES * 0.1}
+    found["seconds_checkpoints-t50_2"] = {"seconds": SHORT_UPDATES * 0.1}  # then each update is twice as long
+    found["seconds_checkpoints-t50_2_twice"] = {"seconds": SHORT_UPDATES * 0.3}
     for name, result in found.items():
         (raw / f"{name}.json").write_text(json.dumps(result))
     text = report(tmp_path)
@@ -50,6 +53,7 @@ def test_the_page_has_what_has_been_measured(tmp_path: Path) -> None:
     assert "- slowmo-16: ImportError: no fairscale" in text
     assert "| 2x1 | 0.500 | 0.400 | 1.25 |" in text
     assert "| predictions-full/1 | 81.00 | 1.00 | 81.00 | 7 | 100 | 150 |" in text
+    assert "| checkpoints-t50/2 | 81.00 | 1.00 | 81.00 | 7 | 100 | 290 |" in text, "10 s, and 1400 updates of 0.2 s"
     for name in "talk.png", "accuracy.png":
         assert (tmp_path / name).stat().st_size > 1000
 
