@@ -101,12 +101,20 @@ def trainings() -> Iterator[tuple[str, float, Training]]:
             yield name, 1e8, Training(way=way, hosts=4, seed=0, updates=updates)
     for seed in SEEDS:  # seed after seed, so that what has been run is balanced
         for way in ACCURACY:
-            name = f"accuracy_{way.replace('/', '_')}_{seed}"
-            yield name, 1e9, Training(way=way, hosts=4, seed=seed, updates=UPDATES)
+            yield accuracy_name(way, seed), 1e9, Training(way=way, hosts=4, seed=seed, updates=UPDATES)
+
+
+def accuracy_name(way: str, seed: int) -> str:
+    """Of a run to the end."""
+    return f"accuracy_{_in_name(way)}_{seed}"
 
 
 def short_runs(way: str) -> list[tuple[str, int]]:
     """Names and updates of a way's short runs: two where teachers come only after the first period."""
-    name = f"seconds_{way.replace('/', '_')}"
+    name = f"seconds_{_in_name(way)}"
     runs = [(name, SHORT_UPDATES)]
     return [*runs, (f"{name}_twice", 2 * SHORT_UPDATES)] if way.startswith("checkpoints") else runs
+
+
+def _in_name(way: str) -> str:
+    return way.replace("/", "_")

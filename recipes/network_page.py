@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.netlab.run import table
 from recipes.figures import STYLES, line, panels, save
-from recipes.network import ACCURACY, GBITS, HOSTS, SEEDS, TALK_GBITS, TALK_MS, UPDATES, short_runs
+from recipes.network import ACCURACY, GBITS, HOSTS, SEEDS, TALK_GBITS, TALK_MS, UPDATES, accuracy_name, short_runs
 
 _MARKERS = "os^DvxP*<>ph"  # of the ways whose accuracy was measured
 
@@ -110,8 +110,7 @@ class _Accuracy:
 def _accuracies(raw: dict[str, Any]) -> Iterator[_Accuracy]:
     """Of the ways that have run with every seed."""
     for way in ACCURACY:
-        key = way.replace("/", "_")
-        runs = [raw[f"accuracy_{key}_{seed}"] for seed in SEEDS if f"accuracy_{key}_{seed}" in raw]
+        runs = [raw[name] for seed in SEEDS if (name := accuracy_name(way, seed)) in raw]
         if len(runs) < len(SEEDS):
             continue
         top1, mean, seconds, sent = (
@@ -154,8 +153,9 @@ def _draw_accuracy(found: list[_Accuracy], path: Path) -> None:
             if seconds is None:
                 continue
             y, spread = statistics.mean(its.mean_top1), statistics.stdev(its.mean_top1)
-            marker, place = _MARKERS[ACCURACY.index(its.way)], STYLES[ACCURACY.index(its.way) % len(STYLES)]
-            points = {"color": place["color"], "marker": marker, "linestyle": "", "markersize": 5, "linewidth": 0.8}
+            place = ACCURACY.index(its.way)  # which a way keeps, whatever else has been measured
+            color, marker = STYLES[place % len(STYLES)]["color"], _MARKERS[place]
+            points = {"color": color, "marker": marker, "linestyle": "", "markersize": 5, "linewidth": 0.8}
             axis.errorbar([seconds], [y], yerr=[spread], capsize=2, label=its.way, **points)
         axis.set(title=speed, xlabel="seconds of the run", ylabel="top-1, mean of the models (%)", xlim=(0, None))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
