@@ -75,8 +75,8 @@ class CheckpointExchange(PeriodicExchange):
             self._announced = Announcement(inputs, checked=True)
 
     def begin(self, batch: Batch, *, update: int, wanted: bool) -> Callable[[], Sequence[Target]]:
-        if not (self._announced and self._announced.is_of(batch.inputs)):
-            self.foresee(batch.inputs, update=update)
+        if self._checks_after(update + 1) and not (self._announced and self._announced.is_of(batch.inputs)):
+            self._announced = Announcement(batch.inputs, checked=True)
         return super().begin(batch, update=update, wanted=wanted)
 
     def after_update(self, update: int) -> None:
