@@ -15,6 +15,7 @@ from torch import Tensor
 
 from codistill_ext.job.failures import Parser
 from codistill_ext.job.storage import save_whole
+from translation.option_types import at_least
 from translation.safe_load import load_checkpoint
 
 NAMES = {"epoch": re.compile(r"checkpoint(\d+)\.pt"), "update": re.compile(r"checkpoint_\d+_(\d+)\.pt")}
@@ -79,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--inputs", type=Path, nargs="+", help="the checkpoints")
     source.add_argument("--dir", type=Path, help="a save directory; with --last")
-    parser.add_argument("--last", type=int, default=10, help="how many of --dir (default: %(default)s)")
+    parser.add_argument("--last", type=at_least(1), default=10, help="how many of --dir (default: %(default)s)")
     parser.add_argument("--by", choices=tuple(NAMES), default="epoch", help="checkpointE.pt or checkpoint_E_U.pt")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)

@@ -67,10 +67,11 @@ def read_sides(prefix: Path, source_lang: str, target_lang: str) -> list[Pair]:
     return list(zip(source, target, strict=True))
 
 
-def read_pairs(prefix: Path, source_lang: str, target_lang: str, max_words: int | None = None) -> list[Pair]:
-    """The (source, target) pairs of a prefix, in order; with `max_words`, only sources of no more words.
+def read_pairs(prefix: Path, source_lang: str, target_lang: str) -> list[Pair]:
+    """The (source, target) pairs of a prefix, in order, none of them with an empty side.
 
-    A word is what stands between white space. ValueError for sides of unequal length and for empty lines.
+    Raises:
+        ValueError: sides of unequal length, an empty line, or no line at all.
     """
     pairs = read_sides(prefix, source_lang, target_lang)
     paths = side_path(prefix, source_lang), side_path(prefix, target_lang)
@@ -78,9 +79,6 @@ def read_pairs(prefix: Path, source_lang: str, target_lang: str, max_words: int 
         empty = next((number for number, pair in enumerate(pairs, 1) if not pair[side].strip()), None)
         if empty is not None:
             raise ValueError(f"{path} line {empty} is empty: drop the pair from both sides")
-    if max_words is not None:
-        pairs = [pair for pair in pairs if len(pair[0].split()) <= max_words]
     if not pairs:
-        limit = "" if max_words is None else f" of at most {max_words} source words"
-        raise ValueError(f"{paths[0]} and {paths[1]} hold no pairs{limit}")
+        raise ValueError(f"{paths[0]} and {paths[1]} hold no pairs")
     return pairs

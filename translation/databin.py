@@ -9,15 +9,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-from translation.corpus import Pair, read_pairs, read_sides, side_path
+from translation.corpus import SPLITS, Pair, read_pairs, read_sides, side_path
 from translation.cutting import cut_tokens, files_of, known, learned, mapped, tokens_of
 from translation.filters import Dropped, Filters, kept
-from translation.pieces import CODES, STAMP, Pieces
+from translation.pieces import CODES, STAMP, Pieces, pieces_of
 from translation.testset import CUT, RAW
+
+# What a data-bin whose pieces are taken decides.
+OF_PIECES = ("pieces", "vocab_size", "moses", "lowercase", "split_dashes", "codes", "dictionary_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,8 @@ class Settings:
         max_words: of all splits; ``max_length`` and what follows are of the training pairs, see ``Filters``.
         valid_every: every so many training pairs one goes to validation instead; 0 if there is text for that.
         train_part: of what is left.
-        codes, pieces_of: a file of subword-nmt, and a data-bin, whose pieces (and dictionary) to take.
+        codes, pieces_of: a file of subword-nmt, and a data-bin, whose pieces to take; with the data-bin's come its
+            dictionary and how text is brought into tokens, whatever is said here about them.
         dictionary_size: symbols at most, the most frequent ones; 0 for all.
     """
 
@@ -70,6 +74,13 @@ class Settings:
         if self.split_dashes and not self.moses:
             raise ValueError("--split-dashes is a manner of the tokenizer: it needs --moses")
 
+    def resolved(self) -> Settings:
+        """With the manners of ``pieces_of``, if it names a data-bin: its pieces fit no other text."""
+        if self.pieces_of is None:
+            return self
+        _, theirs = pieces_of(Path(self.pieces_of))
+        return replace(self, **{name: theirs[name] for name in OF_PIECES if name != "codes"})
+
 
 @dataclass
 class Text:
@@ -95,40 +106,51 @@ def fingerprint(settings: Settings, prefixes: Mapping[str, Path]) -> dict[str, o
     return {"settings": asdict(settings), "sha256": sums}
 
 
-def read_text(settings: Settings, prefixes: Mapping[str, Path], workers: int) -> tuple[dict[str, Text], Dropped]:
-    """All splits, filtered; and what was dropped of the training pairs."""
+def read_text(settings: Settings, prefixes: Mapping[str, Path], workers: int) -> tuple[dict[str, Text], str]:
+    """All splits, filtered; and what was dropped of each.
+
+    Raises:
+        ValueError: text that does not pair up, or nothing is left of a split.
+    """
     text: dict[str, Text] = {}
+    dropped: dict[str, Dropped] = {}
     for split, prefix in prefixes.items():
-        if split == "train":
-            pairs = read_sides(prefix, *settings.languages)
-        else:
-            pairs = read_pairs(prefix, *settings.languages, settings.max_words)
+        # An empty line of training text is one more pair to drop; of a test set it is a mistake in the file.
+        pairs = (read_sides if split == "train" else read_pairs)(prefix, *settings.languages)
         sides = [
             mapped(tokens_of(settings, language), [pair[side] for pair in pairs], workers)
             for side, language in enumerate(settings.languages)
         ]
         text[split] = Text(pairs, list(zip(*sides, strict=True)))
+    for split in text.keys() - {"train"}:
+        places, dropped[split] = kept(text[split].tokens, Filters(), max_words=settings.max_words)
+        text[split] = text[split].at(places)
     filters = Filters(max_length=settings.max_length, max_ratio=settings.max_ratio, held_out=settings.held_out)
     held_out = [pair for split in text if split != "train" for pair in text[split].tokens]
-    places, dropped = kept(text["train"].tokens, filters, held_out, settings.max_words)
+    places, dropped["train"] = kept(text["train"].tokens, filters, held_out, settings.max_words)
     text["train"] = text["train"].at(places)
     if settings.valid_every:
-        _hold_out(text, settings, filters, dropped)
+        _hold_out(text, settings, dropped["train"], [place + 1 for place in places])
     text["train"] = part_of(text["train"], Fraction(settings.train_part))
-    if not text["train"].raw:
-        raise ValueError(f"{prefixes['train']} holds no pairs that are kept; dropped: {dropped}")
-    return text, dropped
+    told = "; ".join(f"{split}: {dropped[split]}" for split in SPLITS if split in dropped and dropped[split].count)
+    for split, rows in text.items():
+        if not rows.raw:
+            raise ValueError(
+                f"nothing is left of the {split} split ({prefixes['train']}); dropped: {told or 'nothing'}"
+            )
+    return text, told or "nothing"
 
 
-def _hold_out(text: dict[str, Text], settings: Settings, filters: Filters, dropped: Dropped) -> None:
+def _hold_out(text: dict[str, Text], settings: Settings, dropped: Dropped, lines: Sequence[int]) -> None:
     """Make a validation split of every so many training pairs; what is the same in the rest goes too."""
-    train = text["train"]
-    text["valid"] = train.at(range(settings.valid_every - 1, len(train.raw), settings.valid_every))
-    rest = train.at([place for place in range(len(train.raw)) if (place + 1) % settings.valid_every])
-    places, more = kept(rest.tokens, Filters(held_out=filters.held_out), text["valid"].tokens)
+    train, every = text["train"], settings.valid_every
+    text["valid"] = train.at(range(every - 1, len(train.raw), every))
+    others = [place for place in range(len(train.raw)) if (place + 1) % every]
+    rest = train.at(others)
+    same = Filters(held_out=settings.held_out)
+    places, more = kept(rest.tokens, same, text["valid"].tokens, lines=[lines[place] for place in others])
     for reason, (count, line) in more.reasons.items():
-        found = dropped.reasons.setdefault(reason, [0, line])
-        found[0] += count
+        dropped.add(reason, line, count)
     text["train"] = rest.at(places)
 
 
@@ -211,13 +233,14 @@ def read_stamp(dest: Path) -> dict[str, object] | None:
 def prepare(dest: Path, settings: Settings, prefixes: Mapping[str, Path], workers: int = 1) -> bool:
     """Makes `dest` from the parallel text at `prefixes` (by split). False if it was there already."""
     settings.check()
+    settings = settings.resolved()
     stamp = fingerprint(settings, prefixes)
     earlier = read_stamp(dest)
     if earlier is not None and all(earlier.get(key) == value for key, value in stamp.items()):
         return False
     text, dropped = read_text(settings, prefixes, workers)
     stamp["pairs"] = {split: len(rows.raw) for split, rows in text.items()}
-    stamp["dropped"] = str(dropped)
+    stamp["dropped"] = dropped
     dest.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f".{dest.name}.") as scratch:
         made = build(Path(scratch), settings, text, workers)

@@ -26,9 +26,12 @@ from translation import testset
 from translation.average import NAMES, average, last_checkpoints, save
 from translation.decode import Search, load, translate
 from translation.metrics import bleu, chrf, compound_split_bleu
+from translation.option_types import at_least
 from translation.pieces import Pieces, pieces_of, tokenizer_of
 from translation.results import ENSEMBLE, FOLDER, compare, write_lines, write_result
 from translation.testset import TestSet
+
+SAMPLES = 1000  # of the bootstrap
 
 
 def model_directories(run: Path) -> list[Path]:
@@ -49,9 +52,11 @@ def data_of(run: Path, given: Path | None) -> Path:
     """The data-bin: the given one, or what the run was trained on."""
     if given is not None:
         return given
-    config = run / "config.yaml"
-    if not config.is_file():
-        raise FileNotFoundError(f"no {config}: say with --data which data-bin the run was trained on")
+    # A job that writes for one model, which is coupled with others by files alone, keeps it with that model.
+    configs = [run / "config.yaml", *(directory / "config.yaml" for directory in model_directories(run))]
+    config = next((path for path in configs if path.is_file()), None)
+    if config is None:
+        raise FileNotFoundError(f"no {configs[0]}: say with --data which data-bin the run was trained on")
     data = Path(yaml.safe_load(config.read_text(encoding="utf-8"))["task"]["data"].split(":")[0])
     if not data.is_dir():
         raise FileNotFoundError(f"the run was trained on {data}, which is not there: name the data-bin with --data")
@@ -59,11 +64,21 @@ def data_of(run: Path, given: Path | None) -> Path:
 
 
 def checkpoint_of(directory: Path, last: int, by: str | None) -> Path:
-    """The mean of a model's last checkpoints, saved beside them; with ``last`` 0 its best checkpoint."""
+    """The mean of a model's last checkpoints, saved beside them; with ``last`` 0 its best checkpoint.
+
+    Raises:
+        ValueError: it has not so many, or some by epoch and some by update and none is asked for.
+        FileNotFoundError: no best checkpoint.
+    """
     if last == 0:
-        return directory / "checkpoint_best.pt"
+        best = directory / "checkpoint_best.pt"
+        if not best.is_file():
+            raise FileNotFoundError(f"no {best}: average the last ones with --last N")
+        return best
     kinds = [by] if by else [kind for kind in NAMES if any(NAMES[kind].fullmatch(p.name) for p in directory.iterdir())]
-    paths = last_checkpoints(directory, last, kinds[-1] if kinds else "epoch")
+    if len(kinds) > 1:
+        raise ValueError(f"{directory} has checkpoints by epoch and by update: choose with --by {' or '.join(NAMES)}")
+    paths = last_checkpoints(directory, last, kinds[0] if kinds else "epoch")
     path = directory / f"average{last}.pt"
     save(average(paths), path)
     return path
@@ -167,7 +182,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="python -m translation.evaluate", description=__doc__, formatter_class=form)
     parser.add_argument("run", type=Path, help="the --save-dir of a run")
     parser.add_argument("--data", type=Path, help="the data-bin (default: that of the run)")
-    parser.add_argument("--last", type=int, default=10, help="checkpoints to average; 0: the best one (default: 10)")
+    parser.add_argument(
+        "--last", type=at_least(0), default=10, help="checkpoints to average; 0: the best one (default: 10)"
+    )
     parser.add_argument(
         "--by", choices=tuple(NAMES), help="checkpointE.pt or checkpoint_E_U.pt (default: what is there)"
     )
@@ -179,13 +196,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--reference", type=Path, nargs="+", help="its translations, a file each (.xz and .gz are read)"
     )
     parser.add_argument("--against", type=Path, help="another run: paired bootstrap with its model 0 as the baseline")
-    parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap (default: 1000)")
-    parser.add_argument("--beam", type=int, default=4)
+    parser.add_argument("--samples", type=at_least(1), help=f"of the bootstrap (default: {SAMPLES})")
+    parser.add_argument("--beam", type=at_least(1), default=4)
     parser.add_argument("--lenpen", type=float, default=0.6)
-    parser.add_argument("--max-tokens", type=int, default=4000, help="of a batch")
+    parser.add_argument("--max-tokens", type=at_least(1), default=4000, help="of a batch")
     parser.add_argument("--fp16", action="store_true", help="on a GPU")
     parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
     options = parser.parse_args(arguments)
+    if options.last == 0 and options.by:
+        parser.error("--last 0 takes the best checkpoint: leave out --by")
+    if options.samples is not None and options.against is None:
+        parser.error("--samples is of the bootstrap: it needs --against")
     if options.source is not None and not options.reference:
         parser.error("--source needs --reference, the translation to compare with")
     if options.test_set is not None and options.reference:
@@ -201,7 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.against is not None:
             if not (options.against / FOLDER / f"{result['test']}.json").is_file():
                 print(table(evaluate(options.against, options)))
-            print(compare(options.run, options.against, result["test"], options.samples)["table"])
+            print(compare(options.run, options.against, result["test"], options.samples or SAMPLES)["table"])
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"translation.evaluate: {error}")
 

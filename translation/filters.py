@@ -10,7 +10,7 @@ from translation.corpus import Pair
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """Of the training pairs; a word is a token of what the pieces are learned from.
+    """What a pair must be; a word is a token of what the pieces are learned from.
 
     Attributes:
         max_length: of either side; None for any number.
@@ -29,9 +29,10 @@ class Dropped:
 
     reasons: dict[str, list[int]] = field(default_factory=dict)
 
-    def add(self, reason: str, line: int) -> None:
+    def add(self, reason: str, line: int, count: int = 1) -> None:
         found = self.reasons.setdefault(reason, [0, line])
-        found[0] += 1
+        found[0] += count
+        found[1] = min(found[1], line)
 
     @property
     def count(self) -> int:
@@ -43,14 +44,19 @@ class Dropped:
 
 
 def kept(
-    pairs: Sequence[Pair], filters: Filters, held_out: Iterable[Pair], max_words: int | None = None
+    pairs: Sequence[Pair],
+    filters: Filters,
+    held_out: Iterable[Pair] = (),
+    max_words: int | None = None,
+    lines: Sequence[int] | None = None,
 ) -> tuple[list[int], Dropped]:
-    """The places of the training pairs to keep.
+    """The places of the pairs to keep.
 
     Args:
         pairs: in tokens between spaces.
         held_out: the pairs of validation and test, alike.
         max_words: of the source alone.
+        lines: where in its file each pair is, from 1; by default they are all of it.
     """
     reserved = list(held_out) if filters.held_out == "drop" else []
     sources, targets = ({pair[side] for pair in reserved} for side in (0, 1))
@@ -62,7 +68,7 @@ def kept(
         if reason is None:
             places.append(place)
         else:
-            dropped.add(reason, place + 1)
+            dropped.add(reason, place + 1 if lines is None else lines[place])
     return places, dropped
 
 

@@ -11,25 +11,14 @@ import argparse
 import json
 import sys
 from dataclasses import fields
-from fractions import Fraction
 from pathlib import Path
 
 from codistill_ext.job.failures import Parser
 from translation.corpus import SPLITS, shipped_prefix
 from translation.cutting import KINDS
-from translation.databin import Settings, prepare
+from translation.databin import OF_PIECES, Settings, prepare
+from translation.option_types import at_least, part, ratio
 from translation.pieces import STAMP
-
-
-def part(text: str) -> str:
-    """``1/8``, as it was written."""
-    try:
-        value = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        value = Fraction(0)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must be a fraction above 0 and at most 1, such as 1/8, not {text}")
-    return text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--test-prefix", type=Path)
     parser.add_argument("--source-lang", default="en")
     parser.add_argument("--target-lang", default="de")
-    parser.add_argument("--workers", type=int, default=1, help="processes for tokens, pieces and numbers")
+    parser.add_argument("--workers", type=at_least(1), default=1, help="processes for tokens, pieces and numbers")
     _add_pieces(parser.add_argument_group("pieces"))
     _add_filters(parser.add_argument_group("filters of the training pairs"))
     return parser
@@ -50,12 +39,11 @@ def _add_pieces(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--pieces",
         choices=KINDS,
-        default="bpe",
         help="bpe and unigram of sentencepiece, on raw text; "
         "subword-nmt's codes on tokens; given: the text is in such pieces (default: bpe)",
     )
     group.add_argument(
-        "--vocab-size", type=int, default=4000, help="pieces, or codes of subword-nmt, of both languages"
+        "--vocab-size", type=at_least(1), help="pieces, or codes of subword-nmt, of both languages (default: 4000)"
     )
     group.add_argument("--moses", action="store_true", help="subword-nmt: tokens of Moses, not what spaces part")
     group.add_argument("--lowercase", action="store_true", help="subword-nmt: all of it in lower case")
@@ -63,21 +51,21 @@ def _add_pieces(group: argparse._ArgumentGroup) -> None:
         "--split-dashes", action="store_true", help="dashes inside words are tokens, as in Google's WMT'16"
     )
     group.add_argument("--codes", help="take these codes of subword-nmt, do not learn any")
-    group.add_argument("--pieces-of", help="take pieces and dictionary of this data-bin")
-    group.add_argument("--dictionary-size", type=int, default=0, help="the most frequent pieces only (default: all)")
+    group.add_argument("--pieces-of", help="take pieces and dictionary of this data-bin, in its manner")
+    group.add_argument("--dictionary-size", type=at_least(1), help="the most frequent pieces only (default: all)")
 
 
 def _add_filters(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--max-words", type=int, help="of all splits: drop pairs whose source has more words")
-    group.add_argument("--max-length", type=int, help="words of either side")
-    group.add_argument("--max-ratio", type=float, help="of the longer side's words to the shorter side's")
+    group.add_argument("--max-words", type=at_least(1), help="of all splits: drop pairs whose source has more words")
+    group.add_argument("--max-length", type=at_least(1), help="words of either side")
+    group.add_argument("--max-ratio", type=ratio, help="of the longer side's words to the shorter side's")
     group.add_argument(
         "--held-out",
         choices=("drop", "keep"),
         default="drop",
         help="training pairs with a sentence of validation or test (default: drop)",
     )
-    group.add_argument("--valid-every", type=int, default=0, help="validate on every so many training pairs")
+    group.add_argument("--valid-every", type=at_least(2), help="validate on every so many training pairs")
     group.add_argument("--train-part", type=part, default="1", help="of the training pairs, such as 1/8")
 
 
@@ -91,7 +79,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(
             "text of your own needs --train-prefix and --valid-prefix (or --valid-every); --test-prefix is optional"
         )
+    _check_pieces(parser, options)
     return options
+
+
+def _check_pieces(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """An option that another one makes void is a mistake."""
+    known = "pieces_of" if options.pieces_of else "codes" if options.codes else None
+    if known == "pieces_of":
+        void = [name for name in OF_PIECES if getattr(options, name)]
+    else:
+        void = ["vocab_size"] if (known or options.pieces == "given") and options.vocab_size else []
+    if void:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in void)
+        where = f"--{known.replace('_', '-')}" if known else "--pieces given"
+        parser.error(f"with {where} the pieces are known: leave out {flags}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -101,7 +103,8 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         given = {split: getattr(options, f"{split}_prefix") for split in SPLITS}
         prefixes = {split: prefix for split, prefix in given.items() if prefix is not None}
-    settings = Settings(**{one.name: getattr(options, one.name) for one in fields(Settings)})
+    said = {one.name: getattr(options, one.name) for one in fields(Settings)}
+    settings = Settings(**{name: value for name, value in said.items() if value is not None})
     try:
         made = prepare(options.dest, settings, prefixes, options.workers)
     except (ValueError, OSError, RuntimeError) as error:

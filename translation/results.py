@@ -14,6 +14,7 @@ from translation.metrics import paired_bootstrap
 
 FOLDER = "evaluation"
 ENSEMBLE = "ensemble"
+_ALIKE = ("direction", "sentences", "lowercase", "averaged", "beam", "lenpen")  # of two runs that are compared
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:
@@ -33,13 +34,21 @@ def compare(run: Path, other: Path, name: str, samples: int) -> dict[str, Any]:
     """Every system of both runs against model 0 of the other one, by paired bootstrap; both have been evaluated.
 
     Raises:
-        ValueError: they were not evaluated on the same sentences.
+        ValueError: they were not evaluated on the same sentences, or not alike.
     """
+    evaluations = [json.loads((one / FOLDER / f"{name}.json").read_text(encoding="utf-8")) for one in (run, other)]
+    for key in _ALIKE:
+        values = [evaluation[key] for evaluation in evaluations]
+        if values[0] != values[1]:
+            raise ValueError(
+                f"{run} and {other} were not evaluated on {name} alike: {key} {values[0]} and {values[1]}. Evaluate "
+                f"{other} again with the same options, or remove its {FOLDER}/{name}.json and it is done here"
+            )
     references = [_evaluated(one, name, "reference*") for one in (run, other)]
     if list(references[0].values()) != list(references[1].values()):
         raise ValueError(f"{run} and {other} were not evaluated on the same {name}: evaluate both again")
     systems = [(f"{one.name}/{key}", lines) for one in (other, run) for key, lines in _systems(one, name).items()]
-    lowercase = json.loads((run / FOLDER / f"{name}.json").read_text(encoding="utf-8"))["lowercase"]
+    lowercase = evaluations[0]["lowercase"]
     rows = paired_bootstrap(systems, list(references[0].values()), samples, lowercase=lowercase)
     result = {"run": run.name, "against": other.name, "test": name, "samples": samples, "systems": rows}
     shown = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import run
-from translation.corpus import read_pairs, shipped_prefix
+from tests.shipped import short_pairs
 
 PAIRS = {"train": 600, "valid": 60, "test": 40}
 
@@ -15,7 +15,7 @@ PAIRS = {"train": 600, "valid": 60, "test": 40}
 def data_bin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     for split, count in PAIRS.items():
-        pairs = read_pairs(shipped_prefix(split), "en", "de", max_words=12)[:count]
+        pairs = short_pairs(split, count)
         for language, sentences in zip(("en", "de"), zip(*pairs, strict=True), strict=True):
             (folder / f"{split}.{language}").write_text("\n".join(sentences) + "\n")
     prefixes = [f"--{split}-prefix={folder / split}" for split in PAIRS]

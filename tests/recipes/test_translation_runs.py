@@ -12,7 +12,8 @@ import pytest
 
 from tests import warm
 from tests.commands import ROOT, run, script
-from translation.corpus import Pair, read_pairs, shipped_prefix
+from tests.shipped import short_pairs
+from translation.corpus import Pair
 from translation.cutting import cut_tokens, learned, tokens_of
 from translation.databin import Settings
 
@@ -25,7 +26,7 @@ TINY = [
 
 
 def sentences() -> dict[str, list[Pair]]:
-    return {split: read_pairs(shipped_prefix(split), "en", "de", max_words=12)[:size] for split, size in SIZES.items()}
+    return {split: short_pairs(split, size) for split, size in SIZES.items()}
 
 
 def pack(path: Path, files: Mapping[str, str]) -> Path:

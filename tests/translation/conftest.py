@@ -8,7 +8,7 @@ import pytest
 
 from tests import commands, warm
 from tests.commands import run
-from translation.corpus import read_pairs, shipped_prefix
+from tests.shipped import short_pairs
 from translation.databin import Settings, prepare
 
 SIZES = {"train": 400, "valid": 21, "test": 13}  # the last two are no multiples of 8
@@ -33,7 +33,7 @@ def prefixes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Plain-text parallel text cut from the shipped corpus."""
     folder = tmp_path_factory.mktemp("text")
     for split, size in SIZES.items():
-        pairs = read_pairs(shipped_prefix(split), "en", "de", max_words=12)[:size]
+        pairs = short_pairs(split, size)
         for side, language in enumerate(("en", "de")):
             text = "".join(f"{pair[side]}\n" for pair in pairs)
             (folder / f"{split}.{language}").write_text(text, encoding="utf-8")

@@ -81,6 +81,33 @@ def test_any_files_and_another_run(two_models, tmp_path, prefixes, capsys):
     assert result["systems"][0]["bleu_p"] is None and 0 <= result["systems"][1]["bleu_p"] <= 1
 
 
+def test_runs_that_were_evaluated_unlike_are_not_compared(evaluated, two_models, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(two_models, other)
+    written = other / "evaluation/test.json"
+    written.write_text(json.dumps(json.loads(written.read_text()) | {"beam": 1}))
+    with pytest.raises(SystemExit, match=r"not evaluated on test alike: beam 4 and 1\. Evaluate .*other again"):
+        main([str(two_models), "--last", "2", "--cpu", "--against", str(other)])
+
+
+def test_a_job_of_one_model_keeps_its_settings_with_it(two_models, tmp_path, capsys):
+    run = tmp_path / "files"
+    shutil.copytree(two_models, run, ignore=shutil.ignore_patterns("evaluation", "config.yaml"))
+    shutil.copy(two_models / "config.yaml", run / "model1/config.yaml")
+    main([str(run), "--last", "1", "--cpu"])
+    assert "test, en-de, 13 sentences" in capsys.readouterr().out
+
+
+def test_checkpoints_by_epoch_and_by_update(two_models, tmp_path):
+    run = tmp_path / "both"
+    shutil.copytree(two_models, run, ignore=shutil.ignore_patterns("evaluation"))
+    shutil.copy(run / "model0/checkpoint1.pt", run / "model0/checkpoint_1_20.pt")
+    with pytest.raises(SystemExit, match="has checkpoints by epoch and by update: choose with --by epoch or update"):
+        main([str(run), "--last", "1", "--cpu"])
+    with pytest.raises(SystemExit, match=r"no .*checkpoint_best\.pt: average the last ones"):
+        main([str(run), "--last", "0", "--cpu"])
+
+
 def test_a_test_set_of_sacrebleu_that_is_there(two_models, tmp_path, monkeypatch, capsys, prefixes):
     from sacrebleu.dataset import DATASETS
 
@@ -103,6 +130,9 @@ def test_a_test_set_of_sacrebleu_that_is_there(two_models, tmp_path, monkeypatch
         (["--test-set", "mtnt1.1/test"], "has no en-de, but"),
         (["--reference", "{run}/config.yaml"], "has 13 sentences to translate, but reference 1 has 2 lines"),
         (["--source", "x"], "--source needs --reference"),
+        (["--last", "-1"], "--last: must be a whole number of at least 0, not -1"),
+        (["--last", "0", "--by", "epoch"], "--last 0 takes the best checkpoint: leave out --by"),
+        (["--samples", "9"], "--samples is of the bootstrap: it needs --against"),
         (["--test-set", "wmt14/full", "--reference", "x"], "--test-set has references of its own"),
     ],
 )

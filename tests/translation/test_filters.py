@@ -35,3 +35,10 @@ def test_source_words_and_nothing() -> None:
     found, dropped = kept(PAIRS[:1], Filters(), [], max_words=1)
     assert found == [] and str(dropped) == "1 whose source has more than 1 words (the first is line 1)"
     assert str(kept(PAIRS[:1], Filters(), [])[1]) == "nothing"
+
+
+def test_the_first_line_is_the_files_and_not_the_first_of_what_was_left() -> None:
+    _, dropped = kept(PAIRS[3:5], Filters(max_ratio=2), [("held out", "")], lines=[40, 70])
+    assert "(the first is line 40)" in str(dropped) and "validation or test (the first is line 70)" in str(dropped)
+    dropped.add("with a sentence of validation or test", 12, count=3)
+    assert "4 with a sentence of validation or test (the first is line 12)" in str(dropped)

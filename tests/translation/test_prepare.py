@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import re
 
 import pytest
 import sentencepiece
@@ -164,8 +165,37 @@ def test_every_so_many_pairs_go_to_validation(settings, prefixes):
     only = {"train": prefixes["train"]}
     text, dropped = module.read_text(own, only, workers=1)
     pairs = read_pairs(prefixes["train"], "en", "de")
-    assert text["valid"].raw == pairs[22::23] and str(dropped) == "nothing"
+    assert text["valid"].raw == pairs[22::23] and dropped == "nothing"
     assert text["train"].raw == [pair for number, pair in enumerate(pairs, 1) if number % 23]
+
+
+def test_what_goes_is_counted_by_split_and_named_by_the_line_of_its_file(settings, tmp_path):
+    # Of the lines 1, 3, 4, 5, 6 that pass the filter every third one, line 4, is for validation; line 6 repeats it.
+    train = [("a b", "A B"), ("long " * 5, "L"), ("c d", "C D"), ("e f", "E F"), ("g", "G"), ("e f", "other")]
+    texts = {"train": train, "test": [("t", "T"), ("t " * 5, "T T"), ("u " * 5, "U")]}
+    for split, pairs in texts.items():
+        for side, language in enumerate(("en", "de")):
+            (tmp_path / f"{split}.{language}").write_text("".join(f"{pair[side]}\n" for pair in pairs))
+    own = dataclasses.replace(settings, valid_every=3, max_words=4)
+    text, dropped = module.read_text(own, {split: tmp_path / split for split in texts}, workers=1)
+    assert text["valid"].raw == [("e f", "E F")] and text["test"].raw == [("t", "T")]
+    assert [source for source, _ in text["train"].raw] == ["a b", "c d", "g"]
+    assert dropped == (
+        "train: 1 whose source has more than 4 words (the first is line 2), 1 with a sentence of validation or test "
+        "(the first is line 6); test: 2 whose source has more than 4 words (the first is line 2)"
+    )
+
+
+def test_another_data_bins_pieces_come_with_their_manners(prefixes, tmp_path):
+    """Text in upper case, tokens and all: a part by the pieces of the whole is cut as the whole is."""
+    text = [f"--{split}-prefix={prefix}" for split, prefix in prefixes.items()]
+    manners = ["--pieces", "subword-nmt", "--moses", "--lowercase", "--vocab-size", "200"]
+    main([*text, "--dest", str(tmp_path / "whole"), *manners])
+    main([*text, "--dest", str(tmp_path / "part"), "--pieces-of", str(tmp_path / "whole"), "--train-part", "1/2"])
+    for name in ("pieces/valid.en", "pieces/test.de", "raw/valid.en", "dict.en.txt", "bpe.codes"):
+        assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    stamps = [json.loads((tmp_path / name / "prepare.json").read_text())["settings"] for name in ("whole", "part")]
+    assert all(stamps[0][name] == stamps[1][name] for name in ("pieces", "moses", "lowercase", "vocab_size"))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +203,6 @@ def test_every_so_many_pairs_go_to_validation(settings, prefixes):
     [
         (["--pieces", "bpe", "--moses"], "--pieces bpe is of raw text"),
         (["--pieces", "subword-nmt", "--split-dashes"], "--split-dashes is a manner of the tokenizer"),
-        (["--max-ratio", "0.5"], "holds no pairs that are kept; dropped: 400 of which one side is more than 0.5 times"),
     ],
 )
 def test_settings_that_do_not_go_together(prefixes, tmp_path, options, message):
@@ -182,7 +211,34 @@ def test_settings_that_do_not_go_together(prefixes, tmp_path, options, message):
         main([*text, "--dest", str(tmp_path / "bin"), *options])
 
 
-def test_a_part_is_a_fraction(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--train-part", "2"], "must be a fraction above 0 and at most 1, such as 1/8, not 2"),
+        (["--valid-every", "1"], "--valid-every: must be a whole number of at least 2, not 1"),
+        (["--workers", "0"], "--workers: must be a whole number of at least 1, not 0"),
+        (["--vocab-size", "some"], "--vocab-size: must be a whole number of at least 1, not some"),
+        (["--max-ratio", "0.5"], "--max-ratio: must be a finite number of at least 1, not 0.5"),
+        (
+            ["--pieces-of", "x", "--moses", "--vocab-size", "9"],
+            "with --pieces-of the .* leave out --vocab-size, --moses",
+        ),
+        (["--pieces", "subword-nmt", "--codes", "x", "--vocab-size", "9"], "with --codes .* leave out --vocab-size"),
+        (["--pieces", "given", "--vocab-size", "9"], "with --pieces given .* leave out --vocab-size"),
+    ],
+)
+def test_options_that_mean_nothing(tmp_path, capsys, options, message):
     with pytest.raises(SystemExit):
-        main(["--dest", str(tmp_path), "--train-part", "2"])
-    assert "must be a fraction above 0 and at most 1, such as 1/8, not 2" in capsys.readouterr().err
+        main(["--dest", str(tmp_path), *options])
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_nothing_is_left(prefixes, tmp_path):
+    same = [f"--{split}-prefix={prefixes['valid']}" for split in ("train", "valid")]
+    with pytest.raises(SystemExit, match="nothing is left of the train split .*: 21 with a sentence of validation"):
+        main([*same, "--dest", str(tmp_path / "bin")])
+
+
+def test_the_data_bin_of_the_pieces_was_made_here(prefixes, tmp_path):
+    with pytest.raises(SystemExit, match=r"has no prepare\.json: make it with python -m translation\.prepare"):
+        main(["--dest", str(tmp_path / "bin"), "--pieces-of", str(tmp_path)])
