@@ -11,6 +11,7 @@
             measure: train_loss
             contrast: {codistilled: 1, all_reduce: -1}
             expect: positive                # or negative; with a margin zero, or not negative
+            measure_of: {all_reduce: top1}  # an arm's own, where it is another one
         figures:
           - {file: curves.png, kind: curves, keys: [train/loss], arms: [all_reduce, codistilled]}
           - {file: k.png, kind: by, x: train_fraction, y: mean_top1, lines: {all_reduce: 'all_reduce_k*'}}
@@ -41,13 +42,16 @@ Verdict = Literal["seen", "not seen", "the opposite", "not yet run"]
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """``margin``: how far from zero still counts as none, in the measure's unit: for the claims of no difference."""
+    """``margin``: how far from zero still counts as none, in the measure's unit: for the claims of no difference.
+    ``measure_of`` an arm whose measure is not that of the others.
+    """
 
     text: str
     measure: str
     contrast: dict[str, float]
     expect: Literal["positive", "negative", "zero", "not negative"]
     margin: float = 0.0
+    measure_of: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +118,12 @@ def read_findings(path: Path) -> list[Finding]:
         raise ValueError(f"{path} is not a list of findings as recipes/findings.py describes it: {error}") from error
 
 
+def read_aliases(path: Path) -> dict[str, dict[str, str]]:
+    """By dataset, what an arm is called as well: ``aliases: {imagenet: {data_k1_all_reduce: all_reduce}}``."""
+    aliases: dict[str, dict[str, str]] = yaml.safe_load(path.read_text(encoding="utf-8")).get("aliases", {})
+    return aliases
+
+
 def _finding(entry: Mapping[str, Any]) -> Finding:
     claims = [Claim(**claim) for claim in entry.get("claims", [])]
     for claim in claims:
@@ -121,15 +131,20 @@ def _finding(entry: Mapping[str, Any]) -> Finding:
             claim.margin
         ):
             raise TypeError(f"claim {claim.text!r} expects positive, negative, or with a margin {_WITH_MARGIN}")
+        if unknown := claim.measure_of.keys() - claim.contrast.keys():
+            raise TypeError(f"claim {claim.text!r} has a measure of {sorted(unknown)}, which its contrast lacks")
     return Finding(**{**entry, "id": str(entry["id"]), "claims": claims})
 
 
 def contrast_by_seed(table: pandas.DataFrame, claim: Claim) -> pandas.Series:
     """The contrast in each seed that has all of its arms."""
-    chosen = table[table["arm"].isin(claim.contrast.keys())]
-    if claim.measure not in table or set(claim.contrast) - set(chosen["arm"]):
-        return pandas.Series(dtype=float)
-    wide = chosen.pivot(index="seed", columns="arm", values=claim.measure).dropna()
+    columns = {}
+    for arm in claim.contrast:
+        measure = claim.measure_of.get(arm, claim.measure)
+        if measure not in table:
+            return pandas.Series(dtype=float)
+        columns[arm] = table[table["arm"] == arm].set_index("seed")[measure]
+    wide = pandas.DataFrame(columns).dropna()
     return sum((weight * wide[arm] for arm, weight in claim.contrast.items()), pandas.Series(0.0, index=wide.index))
 
 
@@ -141,7 +156,8 @@ def examine(table: pandas.DataFrame, claim: Claim) -> Result:
     if seeds < 2:
         return Result(mean=mean, se=math.nan, low=math.nan, high=math.nan, seeds=seeds, verdict="not yet run")
     se, freedom, pooled = float(values.sem()), seeds - 1, False
-    noise = Noise.of(table, claim.measure) if seeds < ENOUGH_SEEDS and claim.measure.endswith("top1") else None
+    few = seeds < ENOUGH_SEEDS and claim.measure.endswith("top1") and not claim.measure_of
+    noise = Noise.of(table, claim.measure) if few else None
     if noise is not None and noise.freedom > freedom:
         squares = sum(weight**2 for weight in claim.contrast.values())
         se, freedom, pooled = noise.sd * math.sqrt(squares / seeds), noise.freedom, True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pandas
 from recipes.runs import raw_summary, read_json
 
 _SEED = re.compile(r"(?P<arm>.+)-s(?P<seed>\d+)")
+_OWN = {"seed", "output_dir", "resume", "data_path", "device", "workers"}  # what runs of one arm may have of their own
 CURVE_COLUMNS = ("name", "arm", "seed", "model", "key", "update", "value")
 
 
@@ -23,19 +24,47 @@ class Runs:
     table: pandas.DataFrame
     curves: pandas.DataFrame
 
+    def with_aliases(self, aliases: Mapping[str, Mapping[str, str]]) -> Runs:
+        """An arm's runs once more under another name, of the dataset that this is said for."""
+        table, curves = [self.table], [self.curves]
+        for dataset, names in aliases.items():
+            if "dataset" not in self.table:
+                continue
+            for alias, arm in names.items():
+                chosen = self.table[(self.table["arm"] == arm) & (self.table["dataset"] == dataset)]
+                if chosen.empty:
+                    continue
+                table.append(chosen.assign(arm=alias))
+                curves.append(self.curves[self.curves["name"].isin(chosen["name"])].assign(arm=alias))
+        return Runs(*(pandas.concat(parts, ignore_index=True) for parts in (table, curves)))
+
 
 def load_runs(path: Path) -> Runs:
     """All runs below a directory: run directories of a trainer, or raw summaries.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or runs of one arm had other options.
     """
     raws = list(_read_all(path))
     if not raws:
         raise ValueError(f"{path} holds neither run directories with a summary.json nor raw summaries (*.json)")
+    _check_alike(raws)
     table = pandas.DataFrame([_row(raw) for raw in raws]).sort_values(["arm", "seed"], ignore_index=True)
     curves = pandas.DataFrame([point for raw in raws for point in _points(raw)], columns=list(CURVE_COLUMNS))
     return Runs(table, curves)
+
+
+def _check_alike(raws: Iterable[dict[str, Any]]) -> None:
+    """A short try among the runs, or another network, would go into a mean in silence."""
+    firsts: dict[str, dict[str, Any]] = {}
+    for raw in raws:
+        first = firsts.setdefault(raw["arm"], raw)
+        for name in sorted((first["args"].keys() & raw["args"].keys()) - _OWN):
+            if raw["args"][name] != first["args"][name]:
+                raise ValueError(
+                    f"{first['name']} and {raw['name']} are one arm by their names, but have {name} "
+                    f"{first['args'][name]} and {raw['args'][name]}: move one of them away, or rename it"
+                )
 
 
 def _read_all(path: Path) -> Iterator[dict[str, Any]]:
@@ -65,6 +94,9 @@ def _row(raw: dict[str, Any]) -> dict[str, Any]:
     for name in _last_names(models):
         values = [model["last"][name] for model in models if name in model.get("last", {})]
         row[name] = sum(values) / len(values)
+    if work := raw["finals"].get("work"):
+        row |= {"workers": work["workers"]}
+        row["images_a_worker"] = work["batch_of_a_model"] * work["models"] // work["workers"]
     sent = raw["finals"].get("bytes", {})
     row["mb_sent"] = sum(value for kind, value in sent.items() if kind.startswith("sent/")) / 1e6
     return row

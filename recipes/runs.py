@@ -20,10 +20,11 @@ CURVE_KEYS = (  # behind ``modelN/``, of both trainers
         "train/dropout",
         "train/alpha",
         "train/distance_from_start",
-        "train/staleness",
+        "train/bytes_sent",
     ),
-    *("valid/top1", "valid/loss", "valid/nll_loss"),
+    *("valid/top1", "valid/loss", "valid/nll_loss", "valid/ensemble_top1", "valid/agreement"),
 )
+STALENESS = "staleness/"  # and the peer's index
 _LINE_KEYS = ("update", "epoch", "seconds")
 
 
@@ -80,7 +81,7 @@ def raw_summary(directory: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     curves = {
         key: [list(axis) for axis in zip(*thin(curve), strict=True)]
         for key, curve in sorted(all_curves.items())
-        if key.partition("/")[2] in CURVE_KEYS
+        if (name := key.partition("/")[2]) in CURVE_KEYS or name.startswith(STALENESS)
     }
     args = summary.get("args") or run_options(directory)
     return {**about, "args": args, "finals": finals, "models": models, "curves": curves}

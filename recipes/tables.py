@@ -18,7 +18,7 @@ import pandas
 from tabulate import tabulate
 
 from recipes.figures import draw_by, draw_curves, label, matching, save
-from recipes.findings import Claim, Finding, Result, examine, read_findings
+from recipes.findings import Claim, Finding, Result, examine, read_aliases, read_findings
 from recipes.frames import Runs, by_arm, load_runs
 from recipes.plan import read_plan
 
@@ -71,7 +71,8 @@ def _formula(claim: Claim) -> str:
     terms = []
     for arm, weight in claim.contrast.items():
         factor = "" if abs(weight) == 1 else f"{abs(weight):g} "
-        terms.append(f"{'-' if weight < 0 else '+'} {factor}{arm}")
+        own = f" ({claim.measure_of[arm]})" if arm in claim.measure_of else ""
+        terms.append(f"{'-' if weight < 0 else '+'} {factor}{arm}{own}")
     return f"{claim.measure}: " + " ".join(terms).removeprefix("+ ")
 
 
@@ -142,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     try:
-        text = report(load_runs(args.runs), read_findings(args.findings), Planned.of(args.plan), args.out)
+        runs = load_runs(args.runs).with_aliases(read_aliases(args.findings))
+        text = report(runs, read_findings(args.findings), Planned.of(args.plan), args.out)
     except ValueError as error:
         parser.error(str(error))
     print(text)

@@ -1,27 +1,57 @@
 # Sourced by the lib.sh of recipes: how a run is started, or listed. What a user may set is described there.
 
+NAMES=() # of the recipe's runs, as they come
+trap check_only EXIT
+
+refuse() {
+    echo "$*" >&2
+    exit 2
+}
+
 # meet NAME: sets MEET, torchrun's options of where the nodes of a run meet.
 meet() {
     MEET=(--standalone)
-    ((NNODES == 1)) || MEET=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$HEAD" --rdzv-id "$1-s$SEED")
+    ((NNODES == 1)) && return
+    : "${HEAD:?is where the $NNODES nodes meet: set it to HOST:PORT of one of them, the same on all}"
+    MEET=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$HEAD" --rdzv-id "$1-s$SEED")
 }
 
 # is_wanted NAME
 is_wanted() {
+    NAMES+=("$1")
     [[ -z ${ONLY:-} || " $ONLY " == *" $1 "* ]]
 }
 
-# launch NAME PROCESSES DIRECTORY COMMAND...: with LIST a line of JSON, else the run, unless it has ended before.
+# A name in ONLY that no run has is a slip. Lists may be asked of several recipes at once.
+check_only() {
+    local status=$? name
+    ((status == 0)) && [[ -z ${LIST:-} ]] && ((${#NAMES[@]})) || return "$status"
+    for name in ${ONLY:-}; do
+        [[ " ${NAMES[*]} " == *" $name "* ]] || refuse "ONLY: this recipe has no run $name, but ${NAMES[*]}"
+    done
+}
+
+# launch NAME PROCESSES DIRECTORY COMMAND...: with LIST a line of JSON, else the run, unless it has ended before. ENDED
+# is the file of the directory that says so.
 launch() {
-    local name=$1 processes=$2 directory=$3 command=("${@:4}")
+    local name=$1 processes=$2 directory=$3 command=("${@:4}") options
     if [[ -n ${LIST:-} ]]; then
         printf '{"name": "%s", "processes": %d, "command": [' "$name" "$processes"
         printf '"%s", ' "${command[@]:0:${#command[@]}-1}"
         printf '"%s"]}\n' "${command[-1]}"
-    elif [[ -f $directory/summary.json ]]; then
-        echo "== $name: using the run in $directory (remove it to train again)"
-    else
+        return
+    fi
+    options=$(printf '%q ' "${command[@]}")
+    options=${options#* -m } # where the nodes meet may change
+    if [[ ! -f $directory/${ENDED:-summary.json} ]]; then
         echo "== $name: ${command[*]}"
+        mkdir -p "$directory"
+        echo "$options" >"$directory/.recipe.$$" && mv "$directory/.recipe.$$" "$directory/recipe"
         "${command[@]}"
+    elif [[ -f $directory/recipe && $(<"$directory/recipe") != "$options" ]]; then
+        echo "$name has been trained into $directory with other options: choose another RUNS, or remove it" >&2
+        refuse "$(diff <(tr ' ' '\n' <"$directory/recipe") <(tr ' ' '\n' <<<"$options") | grep '^[<>]')"
+    else
+        echo "== $name: using the run in $directory (remove it to train again)"
     fi
 }

@@ -3,7 +3,8 @@
 #   PART=1/8                       1/2, 1/4 or 1/8 of the training pairs (prepare.sh makes a data-bin of each)
 #   EVALUATE=                      do not translate and score behind each run
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." # so that paths, if they are relative, are of the checkout
-export PATH=$PWD/.venv/bin:$PATH PYTHONPATH=$PWD OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export PATH=$PWD/.venv/bin:$PATH PYTHONPATH=$PWD
+source recipes/lib/cpu.sh
 : "${RUNS:=runs/libreoffice_en_de}" "${ALL_DATA:=runs/libreoffice_en_de/data}" "${PER_NODE:=2}" "${PART:=1}"
 DATA=$ALL_DATA/${PART/\//of}
 

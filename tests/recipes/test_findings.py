@@ -93,6 +93,12 @@ def test_a_finding_with_a_mistake_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="with a margin"):
         read_findings(path)
+    path.write_text(
+        "findings: [{id: 1, title: t, arms: [], columns: [], claims: "
+        "[{text: c, measure: m, measure_of: {b: n}, contrast: {a: 1}, expect: positive}]}]"
+    )
+    with pytest.raises(ValueError, match=r"a measure of \['b'\], which its contrast lacks"):
+        read_findings(path)
 
 
 def test_a_frame_has_options_finals_and_means_over_models(tmp_path: Path) -> None:
@@ -106,6 +112,28 @@ def test_a_frame_has_options_finals_and_means_over_models(tmp_path: Path) -> Non
     assert row == {"mean": 72, "sd": 2, "se": pytest.approx(2 / math.sqrt(3)), "seeds": 3}
     points = runs.curves[(runs.curves["key"] == "valid/top1") & (runs.curves["name"] == "two-s0")]
     assert points[points["model"] == "model1"]["value"].to_list() == [41, 51, 61, 71]
+
+
+def test_an_arm_may_have_a_measure_of_its_own() -> None:
+    rows = [{"arm": arm, "seed": seed, "m": 1.0 + seed, "other": 5.0} for arm in ("a", "b") for seed in range(3)]
+    wanted = Claim(text="c", measure="m", measure_of={"b": "other"}, contrast={"a": 1, "b": -1}, expect="negative")
+    result = examine(pandas.DataFrame(rows), wanted)
+    assert (result.mean, result.seeds, result.pooled) == (-3.0, 3, False)
+
+
+def test_an_arm_that_is_another_one_as_well(tmp_path: Path) -> None:
+    write_run(tmp_path, "one", 0, top1=70.0, train_loss=0.5, args={"dataset": "imagenet"})
+    aliases = {"imagenet": {"part_1": "one"}, "cifar10": {"part_8": "one"}}
+    runs = load_runs(tmp_path).with_aliases(aliases)
+    assert runs.table[["arm", "top1"]].to_numpy().tolist() == [["one", 70.0], ["part_1", 70.0]]
+    assert set(runs.curves["arm"]) == {"one", "part_1"} and len(runs.curves) % 2 == 0
+
+
+def test_runs_of_one_arm_with_other_options_are_not_averaged(tmp_path: Path) -> None:
+    write_run(tmp_path, "one", 0, top1=70.0, train_loss=0.5, args={"max_updates": None, "seed": 0})
+    write_run(tmp_path, "one", 1, top1=70.0, train_loss=0.5, args={"max_updates": 20, "seed": 1})
+    with pytest.raises(ValueError, match="one-s0 and one-s1 are one arm .* have max_updates None and 20: move one"):
+        load_runs(tmp_path)
 
 
 def test_a_directory_without_runs_is_a_mistake(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from recipes.figures import matching
-from recipes.findings import read_findings
+from recipes.findings import read_aliases, read_findings
 from recipes.plan import Run, read_plan
 from tests.commands import ROOT
 from tests.recipes.scripts import call, calls, listed, write_torchrun
@@ -39,11 +39,12 @@ def test_the_trainer_accepts_what_a_recipe_says(recipe: Path, scale: str) -> Non
 
     for run in listed(recipe, SCALE=scale).values():
         options = parse_options(build_parser(), options_of(run["command"]))
-        assert options.config.models <= run["processes"]
+        assert run["processes"] % options.config.models == 0
         # Equal work: n models share it, and the images of an update are those of the scale.
         assert options.args.budget == ("equal-updates" if options.config.models > 1 else "equal-epochs")
         images = options.args.batch_size * options.args.accumulate * run["processes"]
-        assert images % (256 if scale == "imagenet" else 32) == 0
+        more = {"three_models": [1.5], "four_models": [2], "batch_size": [2, 4, 8]}.get(recipe.stem, [1])
+        assert images in [factor * (512 if scale == "imagenet" else 128) for factor in more]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -60,15 +61,21 @@ def test_both_scales_have_the_same_runs(recipe: Path) -> None:
 def test_a_header_says_what_it_shows_what_it_costs_and_the_number_to_reach(recipe: Path) -> None:
     header = recipe.read_text().partition("\nsource ")[0]
     assert re.search(r"^# (Item \d|Control|Ours|The yardstick|A second)", header, re.M), header
-    assert re.search(r"^# Cost: .*(GPU|V100)", header, re.M)
+    cost = header.partition("# Cost: ")[2].replace("\n# ", " ").partition("Should ")[0]
+    assert re.search(r"(GPU|V100).* hours", cost), recipe
     assert re.search(r"Should (reach|show): ", header)
 
 
-def test_findings_are_about_runs_of_the_recipes() -> None:
-    names = {name for recipe in RECIPES for name in listed(recipe, SCALE="cifar10")}
+@pytest.mark.parametrize("scale", ["imagenet", "cifar10"])
+def test_findings_are_about_runs_of_the_recipes(scale: str) -> None:
+    names = {name for recipe in RECIPES for name in listed(recipe, SCALE=scale)}
+    aliases = read_aliases(DIRECTORY / "findings.yaml").get(scale, {})
+    assert set(aliases.values()) <= names
+    names |= set(aliases)
     for finding in FINDINGS:
         for pattern in finding.arms:
-            assert matching(names, [pattern]), pattern
+            # The main runs have all of the data, or an eighth.
+            assert matching(names, [pattern]) or (scale, pattern) == ("cifar10", "data_k8_*"), pattern
         for claim in finding.claims:
             assert claim.contrast.keys() <= names
             assert sum(claim.contrast.values()) == 0
@@ -107,14 +114,36 @@ def test_runs_follow_each_other_and_finished_ones_are_used(torchrun: Path) -> No
     assert alone[0] == str(ROOT) and alone[-2:] == ["--max-updates", "5"]
     assert alone[alone.index("--output-dir") + 1] == f"{torchrun.parent}/runs/alone-s3"
     assert adjusted[adjusted.index("--weight-decay") + 1] == "5e-4,5e-5,0"
-    again = call(DIRECTORY / "control_alone.sh", **variables)
+    again = call(DIRECTORY / "control_alone.sh", EXTRA="--max-updates 5", **variables)
     assert again.stdout.count("using the run in") == 2 and len(calls(torchrun)) == 2
+
+
+def test_a_finished_run_with_other_options_is_not_taken_for_this_one(torchrun: Path) -> None:
+    variables = {"SCALE": "cifar10", "TORCHRUN": str(torchrun), "RUNS": str(torchrun.parent / "runs")}
+    call(DIRECTORY / "all_reduce.sh", **variables)
+    other = call(DIRECTORY / "all_reduce.sh", MODEL="resnet14_stride2", **variables)
+    assert other.returncode == 2 and len(calls(torchrun)) == 1
+    assert "all_reduce has been trained into" in other.stderr and "choose another RUNS, or remove it" in other.stderr
+    assert "< resnet8_stride2\n> resnet14_stride2" in other.stderr
+    assert call(DIRECTORY / "all_reduce.sh", **variables).returncode == 0
 
 
 def test_an_interrupted_run_ends_the_recipe_with_a_status_of_its_own(torchrun: Path) -> None:
     variables = {"SCALE": "cifar10", "TORCHRUN": str(torchrun), "RUNS": str(torchrun.parent / "runs"), "STOP": "1"}
     assert call(DIRECTORY / "control_alone.sh", **variables).returncode == 75
     assert len(calls(torchrun)) == 1
+
+
+def test_told_to_leave_by_sigterm_the_recipe_waits_for_the_trainer_and_says_so(torchrun: Path) -> None:
+    """As SLURM preempts: everybody gets the signal. torchrun then ends with 1, as it does after errors."""
+    script = torchrun.with_name("ended_by_sigterm")
+    script.write_text('#!/usr/bin/env bash\nkill -TERM "$PPID"\nsleep 0.5\necho saved\nexit 1\n')
+    script.chmod(0o755)
+    variables = {"SCALE": "cifar10", "TORCHRUN": str(script), "RUNS": str(torchrun.parent / "runs")}
+    ended = call(DIRECTORY / "control_alone.sh", **variables)
+    assert ended.returncode == 75 and ended.stdout.count("saved") == 1
+    script.write_text("#!/usr/bin/env bash\nexit 3\n")
+    assert call(DIRECTORY / "control_alone.sh", **variables).returncode == 3
 
 
 def test_nodes_meet_and_the_images_of_an_update_stay_the_same(torchrun: Path) -> None:
@@ -127,15 +156,47 @@ def test_nodes_meet_and_the_images_of_an_update_stay_the_same(torchrun: Path) ->
     assert "--batch-size 32 --accumulate 2" in text
 
 
-def test_what_is_missing_is_said(torchrun: Path) -> None:
+@pytest.mark.parametrize("nodes", [1, 2, 3, 4])
+@pytest.mark.parametrize("gpus", [1, 2, 3, 4, 5, 6, 8, 16])
+def test_any_number_of_gpus_has_the_same_images_in_an_update_or_is_refused(nodes: int, gpus: int) -> None:
+    variables = {"NNODES": str(nodes), "PER_NODE": str(gpus), "HEAD": "host:1", "LIST": "1", "AT_ONCE": "24"}
+    output = call(DIRECTORY / "all_reduce.sh", **variables)
+    if 512 % (nodes * gpus):
+        assert output.returncode == 2 and f"{nodes * gpus} processes cannot share the 512 images" in output.stderr
+        return
+    command = json.loads(output.stdout)["command"]
+    batch, accumulated = (int(command[command.index(flag) + 1]) for flag in ("--batch-size", "--accumulate"))
+    assert batch <= 24 and nodes * gpus * batch * accumulated == 512
+
+
+def test_goyals_warmup_begins_at_a_tenth_whatever_the_rate_is() -> None:
+    """Paper, section 4: from 0.1 over 5 of 90 epochs; 0.2 for a codistilled model is one of its two rates."""
+    from vision.options import build_parser, parse_options
+
+    runs = listed(DIRECTORY / "learning_rate.sh", SCALE="imagenet")
+    for name, rate in {"rate_x2_codistilled": 0.2, "rate_x4_codistilled": 0.4, "rate_x2_all_reduce": 0.4}.items():
+        args = parse_options(build_parser(), options_of(runs[name]["command"])).args
+        assert (args.lr, args.lr_scaling, args.lr_warmup_epochs) == (pytest.approx(rate), "none", 5)
+        assert args.lr * args.lr_warmup_decay == pytest.approx(0.1)
+
+
+def test_mistakes_are_said() -> None:
     assert "set DATA=DIR" in call(DIRECTORY / "all_reduce.sh", DATA="").stderr
     assert "imagenet or cifar10, not x" in call(DIRECTORY / "all_reduce.sh", SCALE="x").stderr
+    assert "set it to HOST:PORT of one of them" in call(DIRECTORY / "all_reduce.sh", DATA="/d", NNODES="2").stderr
+    three = call(DIRECTORY / "three_models.sh", DATA="/d", PER_NODE="8")
+    assert "3 models cannot share 8 processes evenly" in three.stderr
+    slip = call(DIRECTORY / "cosine.sh", SCALE="cifar10", ONLY="cosine", TORCHRUN="true")
+    assert slip.returncode == 2 and "this recipe has no run cosine, but cosine_all_reduce" in slip.stderr
 
 
 def test_slurm_starts_the_recipe_on_each_node_and_queues_what_is_unfinished(torchrun: Path) -> None:
     commands = torchrun.parent / "commands"
     commands.mkdir()
-    for name, body in {"scontrol": 'echo "first"; echo "$*" >> $CALLS', "srun": 'exec "$@"'}.items():
+    for name, body in {
+        "scontrol": 'echo "first"; echo "$*" >> $CALLS',
+        "srun": '[[ $1 != --cpus* ]] || shift; exec "$@"',
+    }.items():
         (commands / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (commands / name).chmod(0o755)
     variables = {

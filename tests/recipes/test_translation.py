@@ -121,8 +121,21 @@ def test_runs_follow_each_other_and_finished_ones_are_used(torchrun: Path) -> No
     assert alone[0] == str(ROOT) and alone[-2:] == ["--max-update", "5"]
     assert alone[alone.index("--save-dir") + 1] == f"{torchrun.parent}/runs/alone-s3"
     assert "--codistill-dropout" in lowered and "--codistill-dropout" not in alone
-    again = call(SMALL / "alone.sh", **variables)
+    again = call(SMALL / "alone.sh", EXTRA="--max-update 5", **variables)
     assert again.stdout.count("using the run in") == 2 and len(calls(torchrun)) == 2
+    other = call(SMALL / "alone.sh", **variables)
+    assert other.returncode == 2 and "trained into" in other.stderr and "< --max-update" in other.stderr
+
+
+def test_a_run_that_was_trained_and_not_scored_has_not_ended(torchrun: Path) -> None:
+    variables = {"TORCHRUN": str(torchrun), "RUNS": str(torchrun.parent / "runs"), "ONLY": "alone"}
+    directory = torchrun.parent / "runs/alone-s1"
+    (directory / "evaluation").mkdir(parents=True)
+    (directory / "summary.json").write_text("{}")
+    assert "has no model0" in call(SMALL / "alone.sh", **variables).stderr  # by translation.evaluate
+    assert len(calls(torchrun)) == 1
+    (directory / "evaluation/test.json").write_text("{}")
+    assert "using the run in" in call(SMALL / "alone.sh", **variables).stdout
 
 
 def test_nodes_meet_and_the_batches_of_an_update_stay_the_same(torchrun: Path) -> None:
@@ -137,6 +150,10 @@ def test_nodes_meet_and_the_batches_of_an_update_stay_the_same(torchrun: Path) -
 def test_mistakes_are_said() -> None:
     assert "BUDGET is equal-updates, equal-epochs or half, not x" in call(SMALL / "allreduce.sh", BUDGET="x").stderr
     assert "BUDGET=half is of all_reduce" in call(SMALL / "codistill.sh", BUDGET="half").stderr
+    wmt16 = ROOT / "recipes" / "wmt16_en_de" / "codistill.sh"
+    assert "6 processes cannot share the 128 batches of an update" in call(wmt16, PER_NODE="6").stderr
+    slip = call(SMALL / "allreduce.sh", BUDGET="half", ONLY="all_reduce")
+    assert slip.returncode == 2 and "no run all_reduce, but all_reduce_half all_reduce_lowered_half" in slip.stderr
     assert "needs an even PER_NODE, not 1" in call(SMALL / "allreduce.sh", BUDGET="half", PER_NODE="1").stderr
     assert "set ARCHIVE=" in call(ROOT / "recipes" / "wmt16_en_de" / "prepare.sh").stderr
 
@@ -146,7 +163,7 @@ def test_slurm_starts_the_recipe_on_each_node_and_queues_it_again_before_its_tim
     commands.mkdir()
     bodies = {
         "scontrol": 'echo "first"; echo "$*" >> $CALLS',
-        "srun": '[[ -z ${LATE:-} ]] || exec kill -USR1 $PPID\nexec "$@"',
+        "srun": '[[ -z ${LATE:-} ]] || exec kill -USR1 $PPID\n[[ $1 != --cpus* ]] || shift\nexec "$@"',
     }
     for name, body in bodies.items():
         (commands / name).write_text(f"#!/usr/bin/env bash\n{body}\n")

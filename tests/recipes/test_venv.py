@@ -58,9 +58,7 @@ def root(tmp_path: Path) -> Path:
 
 def _make_venv(root: Path, *, fails: bool = False) -> str:
     script = f"set -euo pipefail; ROOT={root}; source {root}/recipes/lib/venv.sh; NEED_GB=0; make_venv; echo on"
-    return run(
-        ["bash", "-c", script], fails=fails, variables={"PYTHON": str(root.parent / "python"), "PYTHONPATH": ""}
-    )
+    return run(["bash", "-c", script], fails=fails, variables={"PYTHON": str(root.parent / "python"), "PYTHONPATH": ""})
 
 
 def _calls(root: Path) -> list[str]:
