@@ -107,6 +107,25 @@ def test_vision_commands_are_accepted() -> None:
         parse_options(build_parser(), given)
 
 
+def _fairseq_commands() -> Iterator[list[str]]:
+    for page in PAGES:
+        for line in page.read_text().replace("\\\n", " ").splitlines():
+            _, found, options = re.sub(r'"\$\(command -v (fairseq-train)\)"', r"\1", line).partition("fairseq-train ")
+            if found and "--arch" in options:
+                yield shlex.split(options.replace("--user-dir codistill_ext", ""))
+
+
+def test_fairseq_commands_are_accepted() -> None:
+    options = pytest.importorskip("fairseq.options")
+    import codistill_ext.tasks.codistill_translation  # noqa: F401  registers the criterion
+
+    commands = list(_fairseq_commands())
+    assert len(commands) >= 4
+    for command in commands:
+        parsed = options.parse_args_and_arch(options.get_training_parser(), command)
+        assert parsed.codistill_models == 2 and parsed.max_update > 0
+
+
 def test_the_citation_is_of_this_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["license"] == "MIT"

@@ -4,10 +4,12 @@
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from fairseq import utils
 from fairseq.logging import metrics
 from fairseq.models import distributed_fairseq_model
@@ -17,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
 from codistill_ext.config import CodistillConfig
+from codistill_ext.diagnostics import distance
 from codistill_ext.exchange import ModelDescription
 from codistill_ext.fairseq_plugin.checkpoints import (
     STATE_KEY,
@@ -94,6 +97,9 @@ class CodistillTrainer(Trainer):
         self._subset = ""  # that is being validated
         self.valid_stats: dict[str, float] = {}
         check_vocabularies(task, groups)
+        check_batches_an_update(cfg, config, groups)
+        # Before the weights become 16-bit ones or are loaded; a resumed run builds the same ones here.
+        self._initial = weights_on_cpu(model) if groups.is_lead else {}
         super().__init__(cfg, task, model, criterion, quantizer)
         self.files = CheckpointFiles(Path(cfg.checkpoint.save_dir), self.checkpoint_suffix)
         if not self.use_distributed_wrapper:
@@ -145,7 +151,9 @@ class CodistillTrainer(Trainer):
             # Means since the last line; main resets them behind this.
             means = metrics.get_smoothed_values("train_inner")
             values = {key: float(value) for key, value in means.items() if key in _LOGGED}
-            self._log("train", values | {"lr": float(self.get_lr())} | settings)
+            decay = getattr(self.cfg.optimizer, "weight_decay", None)
+            constant = {} if decay is None else {"weight_decay": float(decay)}
+            self._log("train", values | {"lr": float(self.get_lr())} | settings | constant)
         return output
 
     def clip_grad_norm(self, clip_norm: float) -> Tensor:
@@ -165,7 +173,23 @@ class CodistillTrainer(Trainer):
         values = {key: float(value) for key, value in stats.items() if isinstance(value, (int, float, Tensor))}
         if first:
             self.valid_stats = values
+            self._log("train", self._progress())
         self._log("valid" if first else f"valid.{self._subset}", values)
+
+    def _progress(self) -> dict[str, float]:
+        """How far the weights have come and what has crossed between models, in all. Every rank of the model calls it.
+
+        The distance is Euclidean, of the parameters alone, from the weights that the model was built with.
+        """
+        exchange = self.model.exchange
+        total: Counter[str] = Counter()
+        for rank in self.groups.gather_in_model({} if exchange is None else exchange.traffic.to_dict()):
+            for kind, count in rank.items():
+                total[f"bytes_{kind.partition('/')[0]}"] += count
+        values = {name: float(total[name]) for name in ("bytes_sent", "bytes_received")}
+        if self.groups.is_lead:
+            values["distance_from_start"] = distance(self._initial, weights_on_cpu(self.model.plain))
+        return values
 
     def get_train_iterator(self, epoch: int, **kwargs: Any) -> Any:
         """Batches in the order of the data's seed; a resumed run gets those of the first epoch again.
@@ -275,6 +299,23 @@ class CodistillTrainer(Trainer):
                 {"num_updates": self.get_num_updates(), "steps tried": self.model.updates},
             )
         return extra_state
+
+
+def weights_on_cpu(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the parameters in float32, where it takes no memory of a GPU."""
+    return {name: weight.detach().to("cpu", torch.float32, copy=True) for name, weight in module.named_parameters()}
+
+
+@mistakes()
+def check_batches_an_update(cfg: Any, config: CodistillConfig, groups: ModelGroups) -> None:
+    """Predictions are of the same mini-batch, so models that exchange them add up as many in an update.
+
+    Raises:
+        Mistake: a model has settings of its own that say otherwise.
+    """
+    if config.active and config.exchange == "predictions":
+        found = {"update_freq": list(cfg.optimization.update_freq)}
+        groups.check_equal("--update-freq of models that exchange predictions", found)
 
 
 @mistakes()

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import threading
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,22 +54,33 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """One W&B run. The models need not be in step, so each has an axis of its own updates.
+    """One W&B run, also after a resume. The models need not be in step, so each has an axis of its own updates.
 
     Its environment variables (``WANDB_NAME``, ``WANDB_MODE``, ``WANDB_RUN_ID`` and so on) hold as everywhere.
+
+    Args:
+        identity: a file that keeps the run's id, by which a job that was started again goes on in it.
 
     Raises:
         Mistake: wandb cannot be imported.
     """
 
-    def __init__(self, project: str, name: str) -> None:
+    def __init__(self, project: str, name: str, identity: Path) -> None:
         try:
             import wandb
         except ImportError as error:
             raise Mistake(
                 f"a W&B project needs wandb ({error}): pip install wandb, or leave --wandb-project out"
             ) from error
-        self._run = wandb.init(project=project, name=os.environ.get("WANDB_NAME", name))
+        if not identity.is_file():
+            identity.parent.mkdir(parents=True, exist_ok=True)
+            identity.write_text(os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8])
+        self._run = wandb.init(
+            project=project,
+            name=os.environ.get("WANDB_NAME", name),
+            id=os.environ.get("WANDB_RUN_ID") or identity.read_text().strip(),
+            resume="allow",
+        )
         self._models: set[str] = set()
 
     def describe(self, config: Mapping[str, Any]) -> None:

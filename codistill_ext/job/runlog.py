@@ -47,7 +47,8 @@ class RunLog:
         if groups.rank == 0:
             if wandb_project:
                 apart = f"-{self.model_dir.name}" if groups.separate_jobs else ""
-                self._boards.append(WeightsAndBiases(wandb_project, self.directory.absolute().name + apart))
+                name = self.directory.absolute().name + apart
+                self._boards.append(WeightsAndBiases(wandb_project, name, self._job_dir / "wandb_run_id"))
             self._boards.append(TensorBoard(self._events(tensorboard)))
             only = self.model_dir.name if groups.separate_jobs else None
             self._follower = Follower(self._metrics, self._boards, only)

@@ -6,5 +6,6 @@
 #   bash recipes/libreoffice_en_de/evaluate.sh $RUNS/codistilled-s1 --against $RUNS/all_reduce-s1
 #
 # Cost: one CPU core for half a minute.
+# Should reach: no figure is known for this corpus; what runs reached here: results/libreoffice_en_de.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 exec python -m translation.evaluate "${1:?evaluate.sh RUN}" --last 3 --cpu "${@:2}"

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Ours: predictions of the same mini-batch at every update, whole or the largest 64, in place of checkpoints.
 #
+#   bash recipes/libreoffice_en_de/prepare.sh && bash recipes/libreoffice_en_de/predictions.sh
+#
 # Cost: 2 CPU cores for 3 to 4 minutes each (by the CPU time of pilots).
 # Should show: unknown; both cost no second forward pass, and top 64 fewer bytes.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

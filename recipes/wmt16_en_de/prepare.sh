@@ -22,7 +22,7 @@ if [[ -n ${ARCHIVE:-} ]]; then
         --test-prefix "$text/newstest2014.tok.bpe.32000" --dictionary-size 32768 --held-out keep
 elif [[ -n ${TEXT:-} ]]; then
     python -m translation.prepare --dest "$DATA" --workers "$WORKERS" --pieces subword-nmt --moses --split-dashes \
-        --vocab-size 32000 --train-prefix "$TEXT/train" --valid-prefix "$TEXT/valid" --test-prefix "$TEXT/test" \
+        --vocab-size "${CODES:-32000}" --train-prefix "$TEXT/train" --valid-prefix "$TEXT/valid" --test-prefix "$TEXT/test" \
         --dictionary-size 32768 --max-length 250 --max-ratio 1.5
 else
     echo "set ARCHIVE=wmt16_en_de.tar.gz, or TEXT=DIR with train, valid and test .en and .de" >&2

@@ -84,6 +84,33 @@ def test_sharded_data_two_subsets_bleu_averages_and_workers(shards: str, tmp_pat
         assert any(not torch.equal(mean, weights(folder / LAST)[name]) for name, mean in extra["ema"].items())
 
 
+def test_loading_processes_and_a_seed_of_validation_change_nothing_in_training(shards: str, tmp_path: Path) -> None:
+    options = [*TWO, "--max-tokens", "200", "--max-update", "6", "--validate-interval-updates", "2"]
+    train(shards, tmp_path / "plain", *options, processes=2)
+    train(shards, tmp_path / "more", *options, "--num-workers", "1", "--fixed-validation-seed", "7", processes=2)
+    for index in range(2):
+        assert same_bits(*(tmp_path / f"{name}/model{index}" / LAST for name in ("plain", "more")))
+
+
+def test_sharded_data_each_at_its_own_pace_and_in_parts(shards: str, tmp_path: Path) -> None:
+    """Checkpoints and disjoint data: each directory is cut, and resumed in the second one."""
+    options = [*TWO, *CHECKPOINTS, "--codistill-data", "disjoint", "--max-tokens", "200"]
+    options += ["--required-batch-size-multiple", "1"]
+    _whole_and_resumed(shards, tmp_path, options, 14, 8)
+    epochs = [torch.load(tmp_path / f"whole/model{index}" / LAST, weights_only=True) for index in range(2)]
+    assert all(state["extra_state"]["train_iterator"]["epoch"] >= 2 for state in epochs)
+    assert not same_bits(*(tmp_path / f"whole/model{index}" / LAST for index in range(2)))
+
+
+def test_models_that_exchange_predictions_add_up_as_many_batches(data_bin: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("1: {update_freq: '2'}\n")
+    options = [*TWO, "--codistill-settings", str(settings), "--max-update", "2"]
+    said = train(data_bin, tmp_path / "run", *options, processes=2, fails=True)
+    assert "--update-freq of models that exchange predictions must be the same everywhere" in said
+    assert "update_freq: [1] and [2]" in said
+
+
 def test_language_models_in_bfloat16(data_bin: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
@@ -114,6 +141,9 @@ def test_what_is_refused() -> None:
     given = convert_namespace_to_omegaconf(launch.parse_args_and_arch(parser, ["data", *SMALL, *TWO]))
     for name, value, message in (
         ("common.tpu", True, "--tpu works on the whole job and would mix the 2 models"),
+        ("distributed_training.ddp_backend", "fully_sharded", "--ddp-backend fully_sharded works on the whole job"),
+        ("distributed_training.pipeline_model_parallel", True, "--pipeline-model-parallel works on the whole job"),
+        ("common.model_parallel_size", 2, "--model-parallel-size works on the whole job"),
         ("common.azureml_logging", True, "--azureml-logging would log all models under the same names"),
         ("common.aim_run_hash", "1", "--aim-run-hash would log all models under the same names"),
         ("checkpoint.write_checkpoints_asynchronously", True, "-asynchronously leaves no whole checkpoint_last.pt"),

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, tasks, utils
 from fairseq import options as fairseq_options
 
 from codistill_ext.criterions.codistill_label_smoothed_ce import regularisation
@@ -72,6 +72,29 @@ def test_every_model_is_visible(codistilled: tuple[Path, str], stock: Path) -> N
         assert not same_bits(folder / f"model{index}" / LAST, stock / LAST)
     assert (folder / "config.yaml").exists()
     assert len(list(folder.rglob("events.out.tfevents.*"))) == 1, "one run of TensorBoard"
+
+
+def test_distance_from_the_first_weights_and_bytes_come_with_each_validation(
+    codistilled: tuple[Path, str], data_bin: Path
+) -> None:
+    """The first weights are built again, as fairseq's main does it."""
+    folder, _ = codistilled
+    summary = json.loads((folder / "summary.json").read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for index in range(2):
+        name = f"model{index}/train/distance_from_start"
+        *_, last = (line for line in lines if name in line)
+        cfg = checkpoint_utils.load_checkpoint_to_cpu(str(folder / f"model{index}" / LAST))["cfg"]
+        utils.set_torch_seed(cfg.common.seed)
+        first = tasks.setup_task(cfg.task).build_model(cfg.model)
+        end = weights(folder / f"model{index}" / LAST)
+        begun = {key: value.detach() for key, value in first.named_parameters()}
+        squares = sum(float((end[key] - value).double().square().sum()) for key, value in begun.items())
+        assert last[name] == pytest.approx(math.sqrt(squares), rel=1e-5) and last[name] > 0.1
+        traffic = summary["models"][index]["traffic"]
+        sent = sum(count for kind, count in traffic.items() if kind.startswith("sent/"))
+        assert last[f"model{index}/train/bytes_sent"] == pytest.approx(sent, rel=1e-4)  # control messages follow
+        assert any(line.get(f"model{index}/train/weight_decay") == 0 for line in lines)
 
 
 def test_bytes_of_predictions_are_those_of_the_tokens(codistilled: tuple[Path, str]) -> None:

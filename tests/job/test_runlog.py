@@ -61,7 +61,8 @@ def wandb_runs(monkeypatch: pytest.MonkeyPatch) -> list[_Run]:
     module = ModuleType("wandb")
     module.init = init  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", module)
-    monkeypatch.delenv("WANDB_NAME", raising=False)
+    for name in ("WANDB_NAME", "WANDB_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
     return runs
 
 
@@ -77,11 +78,23 @@ def test_models_are_apart_by_prefix_in_one_run(tmp_path: Path, wandb_runs: list[
     expected = {("model0/train/loss", 2, 1.5), ("model1/train/loss", 1, 2.5), ("model0/train/loss", 4, 0.5)}
     assert _events(tmp_path) == expected
     (run,) = wandb_runs
-    assert run.options == {"project": "texts", "name": tmp_path.name, "config": {"lr": 0.5}} and run.finished
+    identity = {"id": (tmp_path / "wandb_run_id").read_text(), "resume": "allow"}
+    assert run.options == {"project": "texts", "name": tmp_path.name, "config": {"lr": 0.5}, **identity}
+    assert run.finished
     assert run.axes["model1/*"] == "model1/update"
     assert {
         (key, line[f"{key[:6]}/update"], value) for line in run.logged for key, value in line.items() if "train" in key
     } == (expected)
+
+
+def test_a_job_that_was_started_again_goes_on_in_its_run(
+    tmp_path: Path, wandb_runs: list[_Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for own in ("", "", "mine"):
+        monkeypatch.setenv("WANDB_RUN_ID", own)
+        RunLog(tmp_path, _groups(0), wandb_project="texts").close()
+    first, second, third = (run.options["id"] for run in wandb_runs)
+    assert len(first) == 8 and first == second and third == "mine"
 
 
 def test_jobs_that_share_a_directory_show_their_own_model(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import lzma
 import os
 import shlex
 import tarfile
@@ -16,6 +17,7 @@ from tests.shipped import short_pairs
 from translation.corpus import Pair
 from translation.cutting import cut_tokens, learned, tokens_of
 from translation.databin import Settings
+from translation.iwslt import TEST_SETS
 
 SIZES = {"train": 300, "valid": 20, "test": 12}
 TINY = [
@@ -74,8 +76,10 @@ def as_the_campaign_has_it(path: Path) -> Path:
     for side, language in ((1, "de"), (0, "en")):
         train = "\n".join(pair[side] for pair in text["train"])
         files[f"de-en/train.tags.de-en.{language}"] = f"<url>http://example.org</url>\n<title>Titel</title>\n{train}\n"
-        segments = "\n".join(f'<seg id="{n}"> {pair[side]} </seg>' for n, pair in enumerate(text["test"], 1))
-        files[f"de-en/IWSLT14.TED.tst2010.de-en.{language}.xml"] = f"<doc>\n{segments}\n</doc>\n"
+        for place, name in enumerate(TEST_SETS):
+            pairs = text["test"][place :: len(TEST_SETS)]
+            segments = "\n".join(f'<seg id="{n}"> {pair[side]} </seg>' for n, pair in enumerate(pairs, 1))
+            files[f"de-en/IWSLT14.{name}.de-en.{language}.xml"] = f"<doc>\n{segments}\n</doc>\n"
     return pack(path, files)
 
 
@@ -121,13 +125,32 @@ def test_wmt16_from_googles_archive(recipes: Recipes) -> None:
     data = recipes.folder / "bin"
     assert (data / "dict.en.txt").read_bytes() == (data / "dict.de.txt").read_bytes()
     assert "@@" not in (data / "raw/test.de").read_text()
-    recipes("wmt16_en_de/codistill.sh", ONLY="predictions_top_64_lowered")
+    recipes("wmt16_en_de/allreduce.sh", ONLY="all_reduce")
+    assert (recipes.folder / "runs/all_reduce-s1/model0/checkpoint1.pt").is_file()
+    recipes("wmt16_en_de/codistill.sh", ONLY="codistilled predictions_top_64_lowered")
+    assert (recipes.folder / "runs/codistilled-s1/model1/checkpoint1.pt").is_file()
     directory = recipes.folder / "runs/predictions_top_64_lowered-s1"
     assert (directory / "model1/checkpoint1.pt").is_file()
     reference = recipes.folder / "newstest2014.de"
     reference.write_text("".join(f"{target}\n" for _, target in sentences()["test"]))
     printed = recipes("wmt16_en_de/evaluate.sh", str(directory), "--last", "1", "--cpu", REFERENCE=str(reference))
     assert "en-de, 12 sentences" in printed and "of moses tokens, compounds split" in printed
+
+
+def test_wmt16_from_raw_text(recipes: Recipes) -> None:
+    """Packed, with a sentence of the test set in it and a pair of which one side is too long."""
+    text = recipes.folder / "text"
+    text.mkdir()
+    splits = sentences()
+    splits["train"] += [splits["test"][0], ("one word", "ein Wort " * 9)]
+    for split, pairs in splits.items():
+        for side, language in enumerate(("en", "de")):
+            with lzma.open(text / f"{split}.{language}.xz", "wt", encoding="utf-8") as file:
+                file.writelines(f"{pair[side]}\n" for pair in pairs)
+    printed = recipes("wmt16_en_de/prepare.sh", TEXT=str(text))
+    assert "'valid': 20, 'test': 12" in printed and "of which one side is more than 1.5 times the other" in printed
+    assert "with a sentence of validation or test" in printed
+    assert (recipes.folder / "bin/raw/test.de").read_text() == "".join(f"{pair[1]}\n" for pair in splits["test"])
 
 
 @pytest.mark.slow
@@ -138,8 +161,40 @@ def test_iwslt14_from_the_campaigns_archive_in_the_other_direction(recipes: Reci
     stamp = json.loads((recipes.folder / "bin/prepare.json").read_text())
     kept = stamp["pairs"]["train"] + stamp["pairs"]["valid"]
     assert stamp["pairs"]["valid"] == kept // 23 and stamp["pairs"]["test"] == 12 and "the first is line" in prepared
+    recipes("iwslt14_de_en/allreduce.sh", ONLY="all_reduce")
+    assert (recipes.folder / "runs/all_reduce-s1/model0/checkpoint1.pt").is_file()
     recipes("iwslt14_de_en/codistill.sh", ONLY="codistilled")
     directory = recipes.folder / "runs/codistilled-s1"
     assert {path.name for path in directory.glob("model*")} == {"model0", "model1"}
     printed = recipes("iwslt14_de_en/evaluate.sh", str(directory), "--last", "1", "--cpu")
     assert "de-en, 12 sentences" in printed and "case:lc" in printed
+    other = {language: recipes.folder / f"other.{language}" for language in ("de", "en")}
+    for side, path in enumerate((other["en"], other["de"])):
+        path.write_text("".join(f"{pair[side]}\n" for pair in short_pairs("valid", 5)))
+    files = ["--source", str(other["de"]), "--reference", str(other["en"])]
+    assert "de-en, 5 sentences" in recipes("iwslt14_de_en/evaluate.sh", str(directory), "--last", "1", "--cpu", *files)
+
+
+@pytest.mark.slow
+def test_libreoffice_from_the_shipped_corpus_to_its_table(recipes: Recipes) -> None:
+    variables = {"ALL_DATA": str(recipes.folder / "data"), "UPDATES": "16", "BATCHES": "2", "PART": "1/8"}
+    variables["EXTRA"] = recipes.variables["EXTRA"].replace("--max-epoch 1", "")
+    recipes("libreoffice_en_de/prepare.sh", ALL_DATA=variables["ALL_DATA"])
+    few = [recipes.folder / "few.en", recipes.folder / "few.de"]  # so weak a model writes on and on
+    for side, path in enumerate(few):
+        path.write_text("".join(f"{pair[side]}\n" for pair in short_pairs("test", 3)))
+    for recipe, name in (("allreduce", "all_reduce"), ("codistill", "codistilled")):
+        recipes(f"libreoffice_en_de/{recipe}.sh", ONLY=name, EVALUATE="", **variables)
+        directory = str(recipes.folder / f"runs/{name}-s1")
+        files = ["--source", str(few[0]), "--reference", str(few[1])]
+        assert "en-de, 3 sentences" in recipes("libreoffice_en_de/evaluate.sh", directory, *files)
+    command = [warm.python(), "-m", "recipes.tables", str(recipes.folder / "runs")]
+    command += [
+        "--findings",
+        str(ROOT / "recipes/libreoffice_en_de/findings.yaml"),
+        "--out",
+        str(recipes.folder / "out"),
+    ]
+    printed = run(command)
+    rows = [line for line in printed.splitlines() if line.startswith(("| all_reduce ", "| codistilled "))]
+    assert len(rows) >= 2 and all("| 1 " in row for row in rows)

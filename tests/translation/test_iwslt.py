@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from translation.iwslt import extract, main
+from translation.iwslt import TEST_SETS, extract, main
 
 TRAIN = """\
 <url>http://www.example.org/talks/{0}</url>
@@ -32,25 +32,25 @@ def archive_of(path: Path, files: dict[str, str]) -> Path:
 
 def campaign(drop: str = "") -> dict[str, str]:
     files = {f"train.tags.de-en.{language}": TRAIN.format(language) for language in ("de", "en")}
-    for test in ("TED.dev2010", "TED.tst2012"):
+    for test in TEST_SETS:
         files |= {f"IWSLT14.{test}.de-en.{language}.xml": SEGMENTS.format(language) for language in ("de", "en")}
     return {name: text for name, text in files.items() if name != drop}
 
 
 def test_text_without_tags_and_test_sets_behind_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(archive_of(tmp_path / "de-en.tgz", campaign())), "--dest", str(tmp_path / "text")])
-    assert "{'train': 5, 'test': 4}" in capsys.readouterr().out
+    assert "{'train': 5, 'test': 10}" in capsys.readouterr().out
     assert (tmp_path / "text/train.de").read_text().split("\n") == [
         *("de: A title", "de: What it is about.", "de one & two.", "", "de three.", "")
     ]
-    assert (tmp_path / "text/test.en").read_text() == "en it's.\nen end.\n" * 2
+    assert (tmp_path / "text/test.en").read_text() == "en it's.\nen end.\n" * 5
 
 
 @pytest.mark.parametrize(
     ("drop", "message"),
     [
         ("train.tags.de-en.en", "has no train.tags.de-en.en"),
-        ("IWSLT14.TED.dev2010.de-en.en.xml", "test has 4 lines in"),
+        ("IWSLT14.TEDX.dev2012.de-en.en.xml", "has no IWSLT14.TEDX.dev2012.de-en.en.xml"),
     ],
 )
 def test_what_is_missing_is_said(tmp_path: Path, drop: str, message: str) -> None:
