@@ -51,6 +51,7 @@ def test_vocabulary() -> None:
     assert vocabulary.measure("hidden topk", args).keys() == {"peak_bytes", "seconds"}
     losses = {way: vocabulary.work_of(way, args)[0]().item() for way in vocabulary.WAYS}
     assert losses["blocked"] == pytest.approx(losses["plain"])
+    assert losses["topk"] == pytest.approx(losses["topk plain"])
     assert losses["hidden"] == pytest.approx(losses["layer plain"]) == pytest.approx(losses["layer blocked"])
     assert losses["topk"] < losses["plain"] and losses["hidden topk"] < losses["hidden"], "bins hide differences"
 
