@@ -6,6 +6,7 @@
         paper: higher training loss, weights closer to their initial values
         arms: [all_reduce, codistilled, 'alone*']
         columns: [mean_top1, train_loss]
+        papers: {top1: {all_reduce: 76.1}}  # its figures, to stand beside ours
         claims:
           - text: higher training loss
             measure: train_loss
@@ -62,6 +63,9 @@ class Finding:
     columns: list[str]
     paper: str = ""
     note: str = ""
+    papers: dict[str, dict[str, float]] = field(
+        default_factory=dict
+    )  # figures by measure and arm, to stand beside ours
     claims: list[Claim] = field(default_factory=list)
     figures: list[dict[str, Any]] = field(default_factory=list)
 

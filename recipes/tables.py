@@ -112,10 +112,12 @@ def arms_table(table: pandas.DataFrame, finding: Finding, planned: Planned) -> s
         chosen = table[table["arm"] == arm]
         of = len(planned.seeds.get(arm, ()))
         seeds = f"{len(chosen)} of {of}" if of else str(len(chosen))
-        rows.append((arm, seeds, *(_cell(chosen, measure) for measure in finding.columns)))
+        papers = (figures.get(arm, "") for figures in finding.papers.values())
+        rows.append((arm, seeds, *(_cell(chosen, measure) for measure in finding.columns), *papers))
     if not rows:
         return "No runs of this finding's arms."
-    headers = ("arm", "seeds", *(label(measure) for measure in finding.columns))
+    papers = (f"{label(measure)}, the paper's" for measure in finding.papers)
+    headers = ("arm", "seeds", *(label(measure) for measure in finding.columns), *papers)
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 

@@ -10,10 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from codistill_ext.exchange.wire.whole_files import put_in_place
 from codistill_ext.groups import ModelGroups, model_directory
 from codistill_ext.job.randomness import random_states
 from codistill_ext.job.resume import Saved, agree, make_current
-from codistill_ext.job.storage import load_whole, previous_path, save_checkpoint, save_whole
+from codistill_ext.job.storage import load_whole, previous_path, save_checkpoint, save_whole, writing
 from vision.datasets import Data
 from vision.options import plain_options
 
@@ -81,6 +82,18 @@ def load(directory: Path, groups: ModelGroups, *, continued: bool) -> dict[str, 
         return None
     state: dict[str, Any] = load_whole(path if continued else chosen.path)
     return state
+
+
+def bring_best(source: Path, directory: Path, groups: ModelGroups) -> None:
+    """For a run that goes on in another directory: the best weights so far, which it may never surpass."""
+    if not groups.is_lead:
+        return
+    for name in ("best.pt", "ema_best.pt"):
+        path = model_directory(source, groups.model_index) / name
+        if path.is_file():
+            target = model_directory(directory, groups.model_index) / name
+            with writing(target):
+                put_in_place(path, target)
 
 
 def _describe(path: Path, state: dict[str, Any]) -> Saved:

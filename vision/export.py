@@ -5,7 +5,8 @@
 
 A state_dict is that of the model itself; of an ensemble its keys begin with models.0., models.1. and so on.
 An exported program takes normalised pictures of shape (B, 3, SIZE, SIZE), any B, and returns logits of shape
-(B, classes); of an ensemble the logarithm of the mean of the models' probabilities.
+(B, classes); of an ensemble the logarithm of the mean of the models' probabilities. SIZE is that of the training crops
+unless --size says otherwise (that of the validation crops, say).
 What was written is read again and compared with the models on random pictures before the command ends.
 """
 
@@ -65,10 +66,11 @@ class Trained:
         return build_model(self.name, num_classes=self.classes, image_sizes=(self.size,))
 
 
-def load_trained(run: Path, index: int, weights: str = "last") -> Trained:
+def load_trained(run: Path, index: int, weights: str = "last", size: int | None = None) -> Trained:
     """A model of a run.
 
     Args:
+        size: of its pictures, if not that of the training crops.
         weights: of ``WEIGHTS``; ``last`` is the newest checkpoint, the others are as of a validation.
 
     Raises:
@@ -82,7 +84,7 @@ def load_trained(run: Path, index: int, weights: str = "last") -> Trained:
         identity, found = state["identity"], state["model"]
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is no whole checkpoint of vision.train: {error}") from error
-    size = CIFAR_SIZE if identity["dataset"] == "cifar10" else identity["train_crop_size"]
+    size = size or (CIFAR_SIZE if identity["dataset"] == "cifar10" else identity["train_crop_size"])
     name, classes = identity["model"], identity["classes"]
     module = build_model(name, num_classes=classes, image_sizes=(size,))
     when = f"after {state['update']} updates"
@@ -103,16 +105,16 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def load_ensemble(run: Path, weights: str = "last") -> list[Trained]:
+def load_ensemble(run: Path, weights: str = "last", size: int | None = None) -> list[Trained]:
     """All models of a run.
 
     Raises:
         ValueError: there is only one, or they read pictures of different sizes.
     """
-    first = load_trained(run, 0, weights)
+    first = load_trained(run, 0, weights, size)
     if first.models == 1:
         raise ValueError(f"{run} has one model: export it with --model 0")
-    members = [first, *(load_trained(run, index, weights) for index in range(1, first.models))]
+    members = [first, *(load_trained(run, index, weights, size) for index in range(1, first.models))]
     sizes = sorted({member.size for member in members})
     if len(sizes) > 1:
         raise ValueError(f"the models of {run} read pictures of different sizes ({sizes}): export them one by one")
@@ -160,40 +162,41 @@ def _join(modules: Sequence[nn.Module], *, alone: bool) -> nn.Module:
     return modules[0] if alone else Ensemble(modules)
 
 
-def export(run: Path, *, model: int | None, form: str, output: Path, weights: str = "last") -> str:
+def export(
+    run: Path, *, model: int | None, form: str, output: Path, weights: str = "last", size: int | None = None
+) -> str:
     """Export one model, or without ``model`` the ensemble; what was done, in a line.
 
     Raises:
         ValueError: the run has no such model, or what was written does not do the same.
     """
-    members = load_ensemble(run, weights) if model is None else [load_trained(run, model, weights)]
+    members = load_ensemble(run, weights, size) if model is None else [load_trained(run, model, weights, size)]
     module = _join([member.module for member in members], alone=model is not None).eval()
-    size = members[0].size
+    side = members[0].size
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".{output.name}.") as scratch:
         path = Path(scratch) / output.name  # it comes to its place when it has been checked
         if form == "torch_export":
-            write_program(module, size, path)
-            check_program(module, size, path)
+            write_program(module, side, path)
+            check_program(module, side, path)
         else:
             torch.save(module.state_dict(), path)
-            check_weights(module, size, path, _join([member.build() for member in members], alone=model is not None))
+            check_weights(module, side, path, _join([member.build() for member in members], alone=model is not None))
         os.replace(path, output)
     what = f"model {model}" if model is not None else f"ensemble of {len(members)}"
     names = ", ".join(f"{member.name} {member.when}" for member in members)
-    return f"{output}: {form} of {what} ({names}), pictures of {size}x{size}, read again and compared"
+    return f"{output}: {form} of {what} ({names}), pictures of {side}x{side}, read again and compared"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="vision.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="vision.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="the --output-dir of a run")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--model", type=int, metavar="INDEX", help="one model, from 0")
     which.add_argument("--ensemble", action="store_true", help="all models of the run, as one")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     parser.add_argument("--weights", choices=WEIGHTS, default="last", help="default: last, the newest checkpoint")
+    parser.add_argument("--size", type=int, help="of the pictures (default: of the training crops)")
     parser.add_argument("--format", choices=FORMATS, default="state_dict", help="default: state_dict")
     return parser
 
@@ -202,7 +205,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
-        print(export(args.run, model=args.model, form=args.format, output=args.output, weights=args.weights))
+        print(
+            export(
+                args.run, model=args.model, form=args.format, output=args.output, weights=args.weights, size=args.size
+            )
+        )
     except (ValueError, OSError) as error:
         parser.exit(1, f"vision.export: {error}\n")
 

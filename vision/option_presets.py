@@ -28,16 +28,21 @@ PRESETS: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def describe_preset(name: str, given: set[str]) -> str:
-    """What a preset sets, without the options that the command line has ``given`` itself."""
-    values = [f"--{option} {value}" for option, value in PRESETS[name].items() if option.replace("-", "_") not in given]
-    return f"preset {name}: {' '.join(values)}"
+def describe_preset(name: str, given: set[str], lr_scheduler: str) -> str:
+    """What a preset sets, for the user to see."""
+    return f"preset {name}: {' '.join(preset_flags(name, given, lr_scheduler))}"
 
 
-def preset_flags(name: str, given: set[str]) -> list[str]:
-    """Of a preset's options those that the command line does not set, as flags."""
+def preset_flags(name: str, given: set[str], lr_scheduler: str) -> list[str]:
+    """Of a preset's options those that the command line does not set, as flags, and that have an effect.
+
+    Args:
+        given: the options that the command line has itself.
+        lr_scheduler: the run's; a cosine has no use for milestones.
+    """
+    left_out = given | (set() if lr_scheduler == PRESETS[name]["lr-scheduler"] else {"lr_milestones", "lr_gamma"})
     flags: list[str] = []
     for option, value in PRESETS[name].items():
-        if option.replace("-", "_") not in given:
+        if option.replace("-", "_") not in left_out:
             flags += [f"--{option}", *value.split()]
     return flags

@@ -80,14 +80,14 @@ def parse_options(parser: argparse.ArgumentParser, argv: Sequence[str] | None = 
         models = [_parse_one(parser, [*argv, *to_flags(options)]) for options in settings]
     except ValueError as error:
         parser.error(str(error))
-    preset = describe_preset(args.preset, _given(argv)) if args.preset else ""
+    preset = describe_preset(args.preset, _given(argv), args.lr_scheduler) if args.preset else ""
     return Options(args, models, config, preset)
 
 
 def _parse_one(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     args, given = parser.parse_args(argv), _given(argv)
     if args.preset:
-        args = parser.parse_args([*preset_flags(args.preset, given), *argv])
+        args = parser.parse_args([*preset_flags(args.preset, given, _scheduler(args, given)), *argv])
     try:
         check_options(args, given)
     except ValueError as error:
@@ -95,6 +95,11 @@ def _parse_one(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Nam
     if args.workers is None:
         args.workers = 0 if args.dataset == "cifar10" else 4
     return args
+
+
+def _scheduler(args: argparse.Namespace, given: set[str]) -> str:
+    """The run's, whether the command line says it or the preset."""
+    return str(args.lr_scheduler if "lr_scheduler" in given else PRESETS[args.preset]["lr-scheduler"])
 
 
 def _check_own(index: int, options: dict[str, object]) -> None:

@@ -210,8 +210,14 @@ def _read_pictures(shard: Shard) -> Iterator[Row]:
 
 
 def _smaller(picture: Image.Image, data: bytes, shorter: int | None) -> bytes:
-    """The file as it is, unless the picture is to be smaller."""
+    """The file as it is, unless the picture is to be smaller; it is read to its end in any case.
+
+    Raises:
+        OSError: it breaks off.
+    """
     if shorter is None or min(picture.size) <= shorter:
+        picture.draft(picture.mode, (1, 1))  # of a JPEG only what is needed to know that it is whole
+        picture.load()
         return data
     scale = shorter / min(picture.size)
     width, height = (round(side * scale) for side in picture.size)

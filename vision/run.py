@@ -120,6 +120,8 @@ def _prepare_training(setting: Setting) -> Callable[[], int]:
     )
     if setting.saved is not None:
         trainer.restore(setting.saved)
+        if setting.args.resume != "auto":
+            checkpointing.bring_best(Path(setting.args.resume), setting.args.output_dir, setting.groups)
 
     def train() -> int:
         log.write_config(plain_options(setting.args) | {"work": trainer.budget.to_dict()})

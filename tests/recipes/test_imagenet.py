@@ -4,7 +4,10 @@ import functools
 import json
 import os
 import re
+import shlex
+import socket
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,10 @@ import pytest
 from recipes.figures import matching
 from recipes.findings import read_aliases, read_findings
 from recipes.plan import Run, read_plan
+from tests import commands, warm
 from tests.commands import ROOT
 from tests.recipes.scripts import call, calls, listed, write_torchrun
+from tests.vision.small import write_folders
 
 pytest.importorskip("torchvision")
 
@@ -154,6 +159,30 @@ def test_nodes_meet_and_the_images_of_an_update_stay_the_same(torchrun: Path) ->
     assert "--nnodes 2 --rdzv-backend c10d --rdzv-endpoint host:29500 --rdzv-id all_reduce-s0" in text
     assert "--nproc-per-node 4" in text
     assert "--batch-size 32 --accumulate 2" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_recipe_trains_at_imagenets_scale_on_a_tree_of_pictures(nodes: int, tmp_path: Path) -> None:
+    """512 images an update, with small crops and a small net; the two nodes are torchruns on one machine."""
+    write_folders(tmp_path / "data", train=40, val=4)
+    warm_torchrun = commands.stand_in(
+        tmp_path, "torchrun", shlex.join(["exec", warm.python(), commands.script("torchrun")]) + ' "$@"'
+    )
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    extra = "--device cpu --amp-dtype bfloat16 --train-crop-size 32 --val-resize-size 36 --val-crop-size 32 -j 0"
+    variables = {
+        **{"DATA": str(tmp_path / "data"), "RUNS": str(tmp_path / "runs"), "TORCHRUN": str(warm_torchrun)},
+        **{"NNODES": str(nodes), "PER_NODE": str(2 // nodes), "HEAD": f"localhost:{port}", "MODEL": "resnet18"},
+        "EXTRA": f"{extra} --max-updates 2",
+    }
+    command = [commands.script("bash"), str(DIRECTORY / "adjusted.sh")]
+    with ThreadPoolExecutor(nodes) as pool:
+        outputs = list(pool.map(lambda _: commands.run(command, variables=variables), range(nodes)))
+    assert "preset goyal: " in "".join(outputs) and "codistilled_adjusted: " in outputs[0]
+    summary = json.loads((tmp_path / "runs/codistilled_adjusted-s0/summary.json").read_text())
+    assert summary["updates"] == 2 and len(summary["models"]) == 2
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3, 4])

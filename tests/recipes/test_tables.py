@@ -17,6 +17,7 @@ findings:
     paper: half a point
     arms: [one, two*]
     columns: [mean_top1, train_loss]
+    papers: {top1: {two: 75.9}}
     claims:
       - {text: higher accuracy, measure: mean_top1, contrast: {two: 1, one: -1}, expect: positive}
     figures:
@@ -69,7 +70,8 @@ def test_the_report_has_means_deviations_errors_and_verdicts(runs: Path) -> None
         *("+2.50", "0.47 (all arms)", "+1.19 to +3.81", "3", "**seen**")
     ]
     assert cells(text, "2", "more accurate")[-2:] == ["0", "**not yet run**"]
-    assert cells(text, "one") == ["3", "72.00 ± 2.00 (1.15)", "0.250 ± 0.000 (0.000)"]
+    assert cells(text, "one") == ["3", "72.00 ± 2.00 (1.15)", "0.250 ± 0.000 (0.000)", ""]
+    assert cells(text, "two")[-1] == "75.9" and "top-1 of model 0 (%), the paper's" in text
     assert "The paper: half a point" in text and "No runs of this finding's arms." in text
 
 

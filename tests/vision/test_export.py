@@ -71,6 +71,9 @@ def test_plain_torchvision_loads_the_weights(tmp_path: Path) -> None:
     export(tmp_path / "run", model=0, form="state_dict", output=tmp_path / "resnet18.pt")
     model = torchvision.models.get_model("resnet18", num_classes=2)
     model.load_state_dict(torch.load(tmp_path / "resnet18.pt", weights_only=True))
+    line = export(tmp_path / "run", model=0, form="torch_export", output=tmp_path / "large.pt2", size=64)
+    assert "pictures of 64x64" in line
+    assert torch.export.load(tmp_path / "large.pt2").module()(torch.randn(2, 3, 64, 64)).shape == (2, 2)
     average = export(tmp_path / "run", model=0, form="state_dict", output=tmp_path / "ema.pt", weights="ema_last")
     assert "(resnet18 ema_last)" in average
     weights = torch.load(tmp_path / "ema.pt", weights_only=True)

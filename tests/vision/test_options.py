@@ -91,6 +91,7 @@ def test_a_preset_says_what_it_sets_and_a_flag_beside_it_wins() -> None:
     assert (args["lr_scaling"], args["lr_warmup_epochs"]) == ("linear", 5)
     cosine = parse_options(build_parser(), [*FOLDER, "--preset", "goyal", "--lr-scheduler", "cosineannealinglr"])
     assert cosine.args.lr_scheduler == "cosineannealinglr" and "multisteplr" not in cosine.preset
+    assert "--lr-milestones" not in cosine.preset and "--lr-gamma" not in cosine.preset
 
 
 def test_initial_values_of_torchvision_or_of_goyal() -> None:

@@ -217,3 +217,7 @@ def test_what_cannot_be_packed(tree: Path, tmp_path: Path, capsys: pytest.Captur
     shutil.copytree(tree, tmp_path / "tree")
     (tmp_path / "tree/val/dog/1.png").write_text("not a picture")
     assert "val/dog/1.png is no picture" in fails(tmp_path / "tree")
+    shutil.copy(tree / "val/dog/1.png", tmp_path / "tree/val/dog/1.png")
+    picture = tmp_path / "tree/val/cat/0.jpeg"  # its header is whole
+    picture.write_bytes(picture.read_bytes()[:-200])
+    assert "val/cat/0.jpeg is no picture" in fails(tmp_path / "tree")

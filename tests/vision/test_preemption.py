@@ -3,10 +3,13 @@
 import contextlib
 import os
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,9 +18,11 @@ from torch.utils.data import DataLoader
 
 from codistill_ext import CodistillConfig, ModelGroups
 from codistill_ext.job.storage import load_checkpoint
+from tests import commands
+from tests.commands import ROOT, torchrun
 from tests.ranks import run_ranks
 from tests.states import assert_same
-from tests.vision.small import PLAIN, final_state, run
+from tests.vision.small import PLAIN, final_state, run, write_folders
 from vision import preemption
 from vision.device import Place
 from vision.preemption import Preemption, exit_code, ignore_signals
@@ -27,6 +32,7 @@ from vision.trainer import Trainer
 EVERY = ["--accumulate", "2", "--amp", "--amp-dtype", "float16", "--ema-decay", "0.8", "--eval-every", "2"]
 EVERY += ["--lr-scheduler", "multisteplr", "--lr-milestones", "1", "7up", "--weight-decay", "1e-2,1e-3,0"]
 EVERY += ["--label-smoothing", "0.2~0@8up", "--codistill-alpha", "0~1@50%"]
+EVERY += ["--norm-weight-decay", "1e-2~0@8up", "--lr-warmup-epochs", "1", "--lr-warmup-decay", "0.1"]
 UPDATES = 9
 CHECKPOINTS = ["--codistill-exchange", "checkpoints", "--codistill-period", "4", "--codistill-lag", "3"]
 
@@ -77,6 +83,55 @@ def test_one_model_leaves_at_once_and_goes_on_to_the_same_bits(tmp_path: Path) -
     whole = final_state(tmp_path / "whole")
     assert whole["update"] == UPDATES and whole["ema"] is not None and whole["scaler"]["scale"] > 0
     assert_same(whole, final_state(tmp_path / "left"))
+
+
+def test_bfloat16_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    """Real 16-bit convolutions."""
+    options = [*PLAIN, "--amp", "--channels-last", "--ema-decay", "0.8", "--output-dir"]
+    assert run([*options, str(tmp_path / "whole")]) == 0
+    left = [*options, str(tmp_path / "left"), "--resume", "auto"]
+    with _signal_at(4, signal.SIGUSR1):
+        assert run(left) == 0
+    assert not (tmp_path / "left/summary.json").exists() and run(left) == 0
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "left"))
+
+
+@pytest.mark.slow
+@pytest.mark.real_python
+def test_signals_through_torchrun(tmp_path: Path) -> None:
+    """SIGTERM to torchrun alone, and SIGUSR1 to everybody under a shell that ignores it, as docs/vision.md has them."""
+    write_folders(tmp_path / "data", train=8, val=2)
+    options = ["--data-path", str(tmp_path / "data"), "--model", "resnet8_stride2", "--device", "cpu", "-j", "0"]
+    options += ["--train-crop-size", "32", "--val-resize-size", "36", "--val-crop-size", "32", "-b", "4"]
+    options += ["--lr", "0.05"]
+    options += ["--epochs", "60", "--eval-every", "60", "--print-freq", "1", "--codistill-models", "2"]
+    command = torchrun(2, "-m", "vision.train", *options, "--resume", "auto", "--output-dir")
+    commands.run([*command, str(tmp_path / "whole")])
+    left = [*command, str(tmp_path / "left")]
+    ignoring = ["bash", "-c", 'trap "" USR1; exec "$@"', "-", *left]
+    for started, number, to_all, status in ((left, signal.SIGTERM, False, 1), (ignoring, signal.SIGUSR1, True, 0)):
+        before = _lines(tmp_path / "left")
+        process = subprocess.Popen(started, cwd=ROOT, env=commands.environment(), start_new_session=True)
+        try:
+            while _lines(tmp_path / "left") < before + 10:
+                assert process.poll() is None
+                time.sleep(0.05)
+            for child in psutil.Process(process.pid).children(recursive=True) if to_all else []:
+                child.send_signal(number)
+            process.send_signal(number)
+            assert process.wait(timeout=60) == status
+        finally:
+            process.kill()
+        saved = load_checkpoint(tmp_path / "left/model0/checkpoint.pt")["update"]
+        assert saved < final_state(tmp_path / "whole")["update"] and not (tmp_path / "left/summary.json").exists()
+    commands.run(left)
+    for model in (0, 1):
+        assert_same(final_state(tmp_path / "whole", model), final_state(tmp_path / "left", model))
+
+
+def _lines(directory: Path) -> int:
+    path = directory / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 def _left_and_resumed(rank: int, whole: list[str], left: list[str]) -> list[int]:

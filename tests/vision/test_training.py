@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tests.exchange import filesystems
 from tests.ranks import run_ranks
 from tests.states import assert_same, without
 from tests.vision.small import BATCHES_AN_EPOCH, PLAIN, final_state, run, run_rank, write_folders
+from vision.report import Report
 from vision.train import main
 from vision.trainer import Trainer
 
@@ -115,6 +117,16 @@ def test_resume_of_another_run_names_what_differs(tmp_path: Path, capsys: pytest
         run([*PLAIN, "--output-dir", str(tmp_path / "new"), "--resume", str(tmp_path / "nowhere")])
     with pytest.raises(ValueError, match="model: 'resnet8_stride2' then, 'resnet20' now"):
         run(["--dataset", "cifar10", "--model", "resnet20", "--test-only", "--resume", str(tmp_path)])
+
+
+def test_a_run_that_goes_on_elsewhere_takes_its_best_weights_along(tmp_path: Path) -> None:
+    options = [*PLAIN, "--ema-decay", "0.5"]
+    run([*options, "--max-updates", "5", "--output-dir", str(tmp_path / "first")])
+    best = torch.load(tmp_path / "first/model0/best.pt", weights_only=True)
+    with mock.patch.object(Report, "_save_weights"):  # as if nothing after that were better
+        run([*options, "--output-dir", str(tmp_path / "second"), "--resume", str(tmp_path / "first")])
+    assert_same(best, torch.load(tmp_path / "second/model0/best.pt", weights_only=True))
+    assert (tmp_path / "second/model0/ema_best.pt").is_file()
 
 
 def test_test_only_gives_the_figures_of_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
