@@ -57,15 +57,15 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
+    """``papers``: its figures by measure and arm, to stand beside ours."""
+
     id: str
     title: str
     arms: list[str]
     columns: list[str]
     paper: str = ""
     note: str = ""
-    papers: dict[str, dict[str, float]] = field(
-        default_factory=dict
-    )  # figures by measure and arm, to stand beside ours
+    papers: dict[str, dict[str, float]] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
     figures: list[dict[str, Any]] = field(default_factory=list)
 
