@@ -58,7 +58,7 @@ LABELS = {
     "train_fraction": "part of the training data",
     "lr": "learning rate",
     "images_a_worker": "images a worker",
-    "workers": "workers",
+    "images_an_update": "images an update, of all workers",
     "codistill_alpha": "alpha",
     "codistill_period": "period (updates)",
     "codistill_models": "models",

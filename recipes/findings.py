@@ -99,6 +99,8 @@ class Noise:
         if measure not in table:
             return None
         rows = table.dropna(subset=[measure])
+        if "name" in rows:
+            rows = rows.drop_duplicates("name")  # an arm under two names is one run all the same
         part = rows["train_fraction"].astype(str) if "train_fraction" in rows else ""
         effects = {"arm": rows["arm"], "seed": rows["seed"].astype(str) + " " + part}
         design = pandas.get_dummies(pandas.DataFrame(effects)).to_numpy(dtype=float)

@@ -13,7 +13,11 @@ import pandas
 from recipes.runs import raw_summary, read_json
 
 _SEED = re.compile(r"(?P<arm>.+)-s(?P<seed>\d+)")
-_OWN = {"seed", "output_dir", "resume", "data_path", "device", "workers"}  # what runs of one arm may have of their own
+# What runs of one arm may have of their own; how many images a process takes at once follows from their number.
+_OWN = set(
+    "seed output_dir resume data_path device workers batch_size accumulate print_freq save_every_updates".split()
+)
+_OWN |= {"codistill_timeout", "codistill_dir"}
 CURVE_COLUMNS = ("name", "arm", "seed", "model", "key", "update", "value")
 
 
@@ -32,7 +36,7 @@ class Runs:
                 continue
             for alias, arm in names.items():
                 chosen = self.table[(self.table["arm"] == arm) & (self.table["dataset"] == dataset)]
-                if chosen.empty:
+                if chosen.empty or alias in set(self.table["arm"]):
                     continue
                 table.append(chosen.assign(arm=alias))
                 curves.append(self.curves[self.curves["name"].isin(chosen["name"])].assign(arm=alias))
@@ -57,14 +61,24 @@ def load_runs(path: Path) -> Runs:
 def _check_alike(raws: Iterable[dict[str, Any]]) -> None:
     """A short try among the runs, or another network, would go into a mean in silence."""
     firsts: dict[str, dict[str, Any]] = {}
+    seen: set[tuple[str, int]] = set()
     for raw in raws:
+        if (raw["arm"], raw["seed"]) in seen:
+            raise ValueError(f"there are two runs {raw['name']}, or a run and its raw summary: move one of them away")
+        seen.add((raw["arm"], raw["seed"]))
         first = firsts.setdefault(raw["arm"], raw)
-        for name in sorted((first["args"].keys() & raw["args"].keys()) - _OWN):
-            if raw["args"][name] != first["args"][name]:
+        options, firsts_options = _comparable(raw), _comparable(first)
+        for name in sorted(options.keys() & firsts_options.keys()):
+            if options[name] != firsts_options[name]:
                 raise ValueError(
                     f"{first['name']} and {raw['name']} are one arm by their names, but have {name} "
-                    f"{first['args'][name]} and {raw['args'][name]}: move one of them away, or rename it"
+                    f"{firsts_options[name]} and {options[name]}: move one of them away, or rename it"
                 )
+
+
+def _comparable(raw: dict[str, Any]) -> dict[str, Any]:
+    options = {name: value for name, value in raw["args"].items() if name not in _OWN}
+    return options | {"batch_of_a_model": raw["finals"].get("work", {}).get("batch_of_a_model")}
 
 
 def _read_all(path: Path) -> Iterator[dict[str, Any]]:
@@ -95,8 +109,8 @@ def _row(raw: dict[str, Any]) -> dict[str, Any]:
         values = [model["last"][name] for model in models if name in model.get("last", {})]
         row[name] = sum(values) / len(values)
     if work := raw["finals"].get("work"):
-        row |= {"workers": work["workers"]}
-        row["images_a_worker"] = work["batch_of_a_model"] * work["models"] // work["workers"]
+        row["images_an_update"] = work["batch_of_a_model"] * work["models"]
+        row["images_a_worker"] = raw["args"]["batch_size"] * raw["args"]["accumulate"]
     sent = raw["finals"].get("bytes", {})
     row["mb_sent"] = sum(value for kind, value in sent.items() if kind.startswith("sent/")) / 1e6
     return row

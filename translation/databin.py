@@ -75,11 +75,27 @@ class Settings:
             raise ValueError("--split-dashes is a manner of the tokenizer: it needs --moses")
 
     def resolved(self) -> Settings:
-        """With the manners of ``pieces_of``, if it names a data-bin: its pieces fit no other text."""
+        """With the manners of ``pieces_of``, if it names a data-bin: its pieces fit no other text.
+
+        Raises:
+            ValueError: nobody knows how that data-bin's text was cut, or this one is said to be cut otherwise.
+        """
         if self.pieces_of is None:
             return self
         _, theirs = pieces_of(Path(self.pieces_of))
-        return replace(self, **{name: theirs[name] for name in OF_PIECES if name != "codes"})
+        manners = {name: theirs[name] for name in OF_PIECES if name != "codes"}
+        if self.pieces == "given" and theirs["pieces"] in ("given", "subword-nmt"):
+            manners["pieces"] = "given"
+        elif self.pieces == "given":
+            raise ValueError(f"--pieces given are of subword-nmt, and those of {self.pieces_of} of sentencepiece")
+        elif theirs["pieces"] == "given":  # there the text was, which says nothing of this one
+            if not (Path(self.pieces_of) / CODES).is_file():
+                raise ValueError(
+                    f"the text of {self.pieces_of} was cut elsewhere and its codes are not known: other text must "
+                    f"be in the same pieces (--pieces given)"
+                )
+            manners["pieces"] = "subword-nmt"
+        return replace(self, **manners)
 
 
 @dataclass
@@ -135,9 +151,8 @@ def read_text(settings: Settings, prefixes: Mapping[str, Path], workers: int) ->
     told = "; ".join(f"{split}: {dropped[split]}" for split in SPLITS if split in dropped and dropped[split].count)
     for split, rows in text.items():
         if not rows.raw:
-            raise ValueError(
-                f"nothing is left of the {split} split ({prefixes['train']}); dropped: {told or 'nothing'}"
-            )
+            where = prefixes.get(split, prefixes["train"])
+            raise ValueError(f"nothing is left of the {split} split ({where}); dropped: {told or 'nothing'}")
     return text, told or "nothing"
 
 

@@ -87,7 +87,7 @@ def _check_pieces(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     """An option that another one makes void is a mistake."""
     known = "pieces_of" if options.pieces_of else "codes" if options.codes else None
     if known == "pieces_of":
-        void = [name for name in OF_PIECES if getattr(options, name)]
+        void = [name for name in OF_PIECES if getattr(options, name) and getattr(options, name) != "given"]
     else:
         void = ["vocab_size"] if (known or options.pieces == "given") and options.vocab_size else []
     if void:

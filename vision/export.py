@@ -84,7 +84,8 @@ def load_trained(run: Path, index: int, weights: str = "last", size: int | None 
         identity, found = state["identity"], state["model"]
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is no whole checkpoint of vision.train: {error}") from error
-    size = size or (CIFAR_SIZE if identity["dataset"] == "cifar10" else identity["train_crop_size"])
+    if size is None:
+        size = CIFAR_SIZE if identity["dataset"] == "cifar10" else int(identity["train_crop_size"])
     name, classes = identity["model"], identity["classes"]
     module = build_model(name, num_classes=classes, image_sizes=(size,))
     when = f"after {state['update']} updates"
@@ -188,6 +189,12 @@ def export(
     return f"{output}: {form} of {what} ({names}), pictures of {side}x{side}, read again and compared"
 
 
+def _size(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
+    return int(text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="vision.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="the --output-dir of a run")
@@ -196,7 +203,7 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument("--ensemble", action="store_true", help="all models of the run, as one")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     parser.add_argument("--weights", choices=WEIGHTS, default="last", help="default: last, the newest checkpoint")
-    parser.add_argument("--size", type=int, help="of the pictures (default: of the training crops)")
+    parser.add_argument("--size", type=_size, help="of the pictures (default: of the training crops)")
     parser.add_argument("--format", choices=FORMATS, default="state_dict", help="default: state_dict")
     return parser
 

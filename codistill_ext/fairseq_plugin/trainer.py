@@ -187,8 +187,9 @@ class CodistillTrainer(Trainer):
             for kind, count in rank.items():
                 total[f"bytes_{kind.partition('/')[0]}"] += count
         values = {name: float(total[name]) for name in ("bytes_sent", "bytes_received")}
-        if self.groups.is_lead:
-            values["distance_from_start"] = distance(self._initial, weights_on_cpu(self.model.plain))
+        now = weights_on_cpu(self.model.plain) if self.groups.is_lead else {}
+        if now and now.keys() == self._initial.keys():  # fairseq's quantization puts other modules in their place
+            values["distance_from_start"] = distance(self._initial, now)
         return values
 
     def get_train_iterator(self, epoch: int, **kwargs: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from torch.utils.tensorboard import SummaryWriter
 
 from codistill_ext.errors import Mistake
+from codistill_ext.exchange.wire.whole_files import write_text
 
 _LOOK_AGAIN_S = 2.0
 
@@ -74,12 +75,15 @@ class WeightsAndBiases:
             ) from error
         if not identity.is_file():
             identity.parent.mkdir(parents=True, exist_ok=True)
-            identity.write_text(os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8])
+            write_text(identity, os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8])
+        own: str | None = identity.read_text(encoding="utf-8").strip()
+        if os.environ.get("WANDB_MODE") == "offline":
+            own = None  # nobody joins the parts of a run, and of two with one id the later would replace the other
         self._run = wandb.init(
             project=project,
             name=os.environ.get("WANDB_NAME", name),
-            id=os.environ.get("WANDB_RUN_ID") or identity.read_text().strip(),
-            resume="allow",
+            id=os.environ.get("WANDB_RUN_ID") or own,
+            resume=os.environ.get("WANDB_RESUME", "allow"),
         )
         self._models: set[str] = set()
 

@@ -39,7 +39,8 @@ imagenet)
     DECAY=1e-4 ADJUSTED_DECAY=1e-4,1e-5,0
     PERIOD=2500                              # of 225,000 updates
     WARM_UP=5                                # epochs, the preset's
-    BASE=(--preset goyal --data-path "${DATA:-DATA}" --amp --amp-dtype float16 --channels-last) # V100s have no bfloat16
+    BASE=(--preset goyal --amp --amp-dtype float16 --channels-last) # V100s have no bfloat16
+    PLACE=(--data-path "${DATA:-DATA}")
     ;;
 cifar10)
     : "${PER_NODE:=2}" "${AT_ONCE:=512}" "${FRACTION:=1/8}" "${EPOCHS:=20}" "${MODEL:=resnet8_stride2}"
@@ -49,6 +50,7 @@ cifar10)
     DECAY=5e-4 ADJUSTED_DECAY=5e-4,5e-5,0
     PERIOD=87                                # of 7,820 updates
     WARM_UP=1
+    PLACE=()
     BASE=(--dataset cifar10 --device cpu --amp --channels-last --codistill-timeout 86400 # a laptop may sleep
         --lr-warmup-epochs $WARM_UP --lr-warmup-decay 0.1)
     source recipes/lib/cpu.sh
@@ -69,7 +71,6 @@ all_reduce() {
 }
 
 codistill() {
-    check_models
     train "$1" --lr "$CODISTILLED_RATE" --codistill-models "$MODELS" --budget equal-updates "${EXCHANGE[@]}" "${@:2}"
 }
 
@@ -100,15 +101,19 @@ grow() {
 train() {
     local name=$1 processes=$((NNODES * PER_NODE)) share batch failed=0 directory=$RUNS/$1-s$SEED command
     is_wanted "$name" || return 0
+    [[ -z ${TOLD_TO_LEAVE:-} ]] || exit "$INTERRUPTED"
+    [[ " ${*:2} " != *" --codistill-models "* ]] || check_models
     meet "$name"
     ((IMAGES % processes == 0)) || refuse "$name: $processes processes cannot share the $IMAGES images of an update" \
         "evenly: choose a number of them that divides it (NNODES, PER_NODE)"
     share=$((IMAGES / processes))
     batch=$((share < AT_ONCE ? share : AT_ONCE))
     while ((share % batch)); do batch=$((batch - 1)); done
-    command=("$TORCHRUN" "${MEET[@]}" --nproc-per-node "$PER_NODE" -m vision.train "${BASE[@]}"
+    command=("$TORCHRUN" "${MEET[@]}" --nproc-per-node "$PER_NODE" -m vision.train "${BASE[@]}" "${PLACE[@]}"
         --model "$MODEL" --epochs "$EPOCHS" --train-fraction "$FRACTION" --batch-size "$batch"
         --accumulate "$((share / batch))" "${@:2}" --seed "$SEED" --output-dir "$directory" --resume auto ${EXTRA:-})
+    IDENTITY=("${BASE[@]}" --model "$MODEL" --epochs "$EPOCHS" --train-fraction "$FRACTION" --images-an-update "$IMAGES"
+        "${@:2}" --seed "$SEED" ${EXTRA:-})
     launch "$name" "$processes" "$directory" "${command[@]}" || failed=$?
     # The trainer saves and leaves when it is told to; the next runs of this recipe are then not to begin. After SIGTERM
     # torchrun ends with 1, as it does after errors.

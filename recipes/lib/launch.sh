@@ -2,6 +2,8 @@
 
 NAMES=() # of the recipe's runs, as they come
 trap check_only EXIT
+trap 'exit 143' TERM # or it would look as if the recipe had come to its end
+trap 'exit 129' HUP
 
 refuse() {
     echo "$*" >&2
@@ -32,26 +34,30 @@ check_only() {
 }
 
 # launch NAME PROCESSES DIRECTORY COMMAND...: with LIST a line of JSON, else the run, unless it has ended before. ENDED
-# is the file of the directory that says so.
+# is the file of the directory that says so. IDENTITY has the options that make it this run, wherever and on how many
+# processes it is trained; its directory keeps them, and a run of others is refused there.
 launch() {
-    local name=$1 processes=$2 directory=$3 command=("${@:4}") options
+    local name=$1 processes=$2 directory=$3 command=("${@:4}") options begun
     if [[ -n ${LIST:-} ]]; then
         printf '{"name": "%s", "processes": %d, "command": [' "$name" "$processes"
         printf '"%s", ' "${command[@]:0:${#command[@]}-1}"
         printf '"%s"]}\n' "${command[-1]}"
         return
     fi
-    options=$(printf '%q ' "${command[@]}")
-    options=${options#* -m } # where the nodes meet may change
-    if [[ ! -f $directory/${ENDED:-summary.json} ]]; then
-        echo "== $name: ${command[*]}"
-        mkdir -p "$directory"
-        echo "$options" >"$directory/.recipe.$$" && mv "$directory/.recipe.$$" "$directory/recipe"
-        "${command[@]}"
-    elif [[ -f $directory/recipe && $(<"$directory/recipe") != "$options" ]]; then
-        echo "$name has been trained into $directory with other options: choose another RUNS, or remove it" >&2
+    options=$(printf '%q ' "${IDENTITY[@]}")
+    if [[ -f $directory/recipe && $(<"$directory/recipe") != "$options" ]]; then
+        echo "$directory is of a run $name with other options: choose another RUNS, or remove it (or only its file recipe," >&2
+        echo "if what differs does not matter):" >&2
         refuse "$(diff <(tr ' ' '\n' <"$directory/recipe") <(tr ' ' '\n' <<<"$options") | grep '^[<>]')"
-    else
-        echo "== $name: using the run in $directory (remove it to train again)"
     fi
+    if [[ -f $directory/${ENDED:-summary.json} ]]; then
+        echo "== $name: using the run in $directory (remove it to train again)"
+        return
+    fi
+    echo "== $name: ${command[*]}"
+    if [[ ! -f $directory/recipe ]]; then
+        mkdir -p "$directory" && begun=$(mktemp "$directory/.recipe.XXXXXX") || refuse "$directory cannot be written"
+        echo "$options" >"$begun" && mv "$begun" "$directory/recipe"
+    fi
+    "${command[@]}"
 }

@@ -68,5 +68,7 @@ train() {
         local ENDED=evaluation/test.json
         command=(bash recipes/lib/evaluated.sh "$directory" "${EVALUATION[@]}" -- "${command[@]}")
     fi
+    IDENTITY=("${BASE[@]}" --part "${PART:-1}" --max-tokens "$TOKENS" --batches-an-update "$batches" --max-update "$3"
+        "${SCHEDULE[@]}" "${@:5}" --seed "$SEED" ${EXTRA:-})
     launch "$name" "$workers" "$directory" "${command[@]}"
 }

@@ -6,6 +6,7 @@
 #
 # The archive is that of fairseq's example scaling_nmt [ott]: tokens of Moses, dashes split; validation on newstest2013, test
 # on newstest2014. With it figures are comparable with [ott]; with raw text only those of sacreBLEU.
+# VOCAB_SIZE=32000 codes are learned from raw text.
 # Cost: WORKERS=8 CPU cores and no GPU; for how long has not been measured.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 WORKERS=${WORKERS:-8}
@@ -22,7 +23,7 @@ if [[ -n ${ARCHIVE:-} ]]; then
         --test-prefix "$text/newstest2014.tok.bpe.32000" --dictionary-size 32768 --held-out keep
 elif [[ -n ${TEXT:-} ]]; then
     python -m translation.prepare --dest "$DATA" --workers "$WORKERS" --pieces subword-nmt --moses --split-dashes \
-        --vocab-size "${CODES:-32000}" --train-prefix "$TEXT/train" --valid-prefix "$TEXT/valid" --test-prefix "$TEXT/test" \
+        --vocab-size "${VOCAB_SIZE:-32000}" --train-prefix "$TEXT/train" --valid-prefix "$TEXT/valid" --test-prefix "$TEXT/test" \
         --dictionary-size 32768 --max-length 250 --max-ratio 1.5
 else
     echo "set ARCHIVE=wmt16_en_de.tar.gz, or TEXT=DIR with train, valid and test .en and .de" >&2

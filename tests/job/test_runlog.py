@@ -61,7 +61,7 @@ def wandb_runs(monkeypatch: pytest.MonkeyPatch) -> list[_Run]:
     module = ModuleType("wandb")
     module.init = init  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", module)
-    for name in ("WANDB_NAME", "WANDB_RUN_ID"):
+    for name in ("WANDB_NAME", "WANDB_RUN_ID", "WANDB_MODE", "WANDB_RESUME"):
         monkeypatch.delenv(name, raising=False)
     return runs
 
@@ -95,6 +95,10 @@ def test_a_job_that_was_started_again_goes_on_in_its_run(
         RunLog(tmp_path, _groups(0), wandb_project="texts").close()
     first, second, third = (run.options["id"] for run in wandb_runs)
     assert len(first) == 8 and first == second and third == "mine"
+    monkeypatch.setenv("WANDB_RUN_ID", "")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    RunLog(tmp_path, _groups(0), wandb_project="texts").close()
+    assert wandb_runs[-1].options["id"] is None
 
 
 def test_jobs_that_share_a_directory_show_their_own_model(tmp_path: Path) -> None:

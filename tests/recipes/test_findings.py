@@ -7,7 +7,8 @@ import pandas
 import pytest
 
 from recipes.findings import Claim, Noise, examine, judge, read_findings
-from recipes.frames import by_arm, load_runs
+from recipes.frames import about_directory, by_arm, load_runs
+from recipes.runs import raw_summary, write_raw_summary
 from tests.recipes.made_up import write_run
 
 
@@ -134,6 +135,27 @@ def test_runs_of_one_arm_with_other_options_are_not_averaged(tmp_path: Path) -> 
     write_run(tmp_path, "one", 1, top1=70.0, train_loss=0.5, args={"max_updates": 20, "seed": 1})
     with pytest.raises(ValueError, match="one-s0 and one-s1 are one arm .* have max_updates None and 20: move one"):
         load_runs(tmp_path)
+
+
+def test_hardware_may_differ_and_a_run_may_not_be_there_twice(tmp_path: Path) -> None:
+    for seed, (batch, accumulate) in enumerate(((32, 1), (16, 2))):
+        args = {"batch_size": batch, "accumulate": accumulate, "seed": seed, "print_freq": batch}
+        write_run(tmp_path, "one", seed, top1=70.0, train_loss=0.5, args=args)
+    runs = load_runs(tmp_path)
+    assert len(runs.table) == 2
+    write_raw_summary(tmp_path / "one-s0.json", raw_summary(tmp_path / "one-s0", about_directory(tmp_path / "one-s0")))
+    with pytest.raises(ValueError, match="there are two runs one-s0, or a run and its raw summary"):
+        load_runs(tmp_path)
+
+
+def test_noise_counts_a_run_under_two_names_once(tmp_path: Path) -> None:
+    for arm in ("one", "two"):
+        for seed in range(3):
+            top1 = 70.0 + (seed == 1 and arm == "one")
+            write_run(tmp_path, arm, seed, top1=top1, train_loss=0.5, args={"dataset": "imagenet"})
+    runs = load_runs(tmp_path)
+    twice = runs.with_aliases({"imagenet": {"alias": "one", "two": "one"}})  # the second is there already
+    assert len(twice.table) == 9 and Noise.of(twice.table, "top1") == Noise.of(runs.table, "top1") is not None
 
 
 def test_a_directory_without_runs_is_a_mistake(tmp_path: Path) -> None:

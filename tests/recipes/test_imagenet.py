@@ -128,9 +128,23 @@ def test_a_finished_run_with_other_options_is_not_taken_for_this_one(torchrun: P
     call(DIRECTORY / "all_reduce.sh", **variables)
     other = call(DIRECTORY / "all_reduce.sh", MODEL="resnet14_stride2", **variables)
     assert other.returncode == 2 and len(calls(torchrun)) == 1
-    assert "all_reduce has been trained into" in other.stderr and "choose another RUNS, or remove it" in other.stderr
+    assert "is of a run all_reduce with other options" in other.stderr and "choose another RUNS" in other.stderr
     assert "< resnet8_stride2\n> resnet14_stride2" in other.stderr
-    assert call(DIRECTORY / "all_reduce.sh", **variables).returncode == 0
+    # On another number of processes, from another place, it is the same run.
+    moved = torchrun.parent / "moved"
+    (torchrun.parent / "runs").rename(moved)
+    again = call(DIRECTORY / "all_reduce.sh", **variables | {"RUNS": str(moved), "PER_NODE": "1"})
+    assert "using the run in" in again.stdout, again.stderr
+    (moved / "all_reduce-s0/summary.json").unlink()
+    other = call(DIRECTORY / "all_reduce.sh", **variables | {"RUNS": str(moved)}, EXTRA="--max-updates 5")
+    assert other.returncode == 2 and len(calls(torchrun)) == 1, "an unfinished one is compared too"
+
+
+def test_models_that_nobody_asked_for_need_no_processes(torchrun: Path) -> None:
+    variables = {"SCALE": "cifar10", "TORCHRUN": str(torchrun), "RUNS": str(torchrun.parent / "runs"), "PER_NODE": "1"}
+    names = "rate_x0.5_all_reduce rate_x2_all_reduce"
+    assert call(DIRECTORY / "learning_rate.sh", ONLY=names, **variables).returncode == 0
+    assert len(calls(torchrun)) == 2
 
 
 def test_an_interrupted_run_ends_the_recipe_with_a_status_of_its_own(torchrun: Path) -> None:
@@ -147,6 +161,10 @@ def test_told_to_leave_by_sigterm_the_recipe_waits_for_the_trainer_and_says_so(t
     variables = {"SCALE": "cifar10", "TORCHRUN": str(script), "RUNS": str(torchrun.parent / "runs")}
     ended = call(DIRECTORY / "control_alone.sh", **variables)
     assert ended.returncode == 75 and ended.stdout.count("saved") == 1
+    # The signal may come when the run is about to end well: the next one is not begun.
+    script.write_text(f'#!/usr/bin/env bash\nkill -TERM "$PPID"\nexec {torchrun} "$@"\n')
+    assert call(DIRECTORY / "control_alone.sh", **variables).returncode == 75
+    assert len(calls(torchrun)) == 1 and (torchrun.parent / "runs/alone-s0/summary.json").exists()
     script.write_text("#!/usr/bin/env bash\nexit 3\n")
     assert call(DIRECTORY / "control_alone.sh", **variables).returncode == 3
 

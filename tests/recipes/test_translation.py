@@ -124,7 +124,7 @@ def test_runs_follow_each_other_and_finished_ones_are_used(torchrun: Path) -> No
     again = call(SMALL / "alone.sh", EXTRA="--max-update 5", **variables)
     assert again.stdout.count("using the run in") == 2 and len(calls(torchrun)) == 2
     other = call(SMALL / "alone.sh", **variables)
-    assert other.returncode == 2 and "trained into" in other.stderr and "< --max-update" in other.stderr
+    assert other.returncode == 2 and "with other options" in other.stderr and "< --max-update" in other.stderr
 
 
 def test_a_run_that_was_trained_and_not_scored_has_not_ended(torchrun: Path) -> None:

@@ -101,7 +101,7 @@ class Recipes:
             "RUNS": str(folder / "runs"),
             "EXTRA": " ".join(words),
             **{"PRECISION": "", "WORKERS": "1", "PER_NODE": "2", "BATCHES": "2", "TOKENS": "400", "PERIOD": "2"},
-            "CODES": "300",
+            "VOCAB_SIZE": "300",
         }
 
     def _commands(self) -> Path:

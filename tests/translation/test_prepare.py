@@ -211,6 +211,22 @@ def test_settings_that_do_not_go_together(prefixes, tmp_path, options, message):
         main([*text, "--dest", str(tmp_path / "bin"), *options])
 
 
+def test_text_in_given_pieces_and_other_text_with_them(prefixes, tmp_path):
+    text = [f"--{split}-prefix={prefix}" for split, prefix in prefixes.items()]
+    main([*text, "--dest", str(tmp_path / "own"), "--pieces", "subword-nmt", "--moses", "--vocab-size", "200"])
+    cut = [f"--{split}-prefix={tmp_path}/own/pieces/{split}" for split in ("valid", "test")]
+    cut += [f"--train-prefix={tmp_path}/own/pieces/valid", "--pieces", "given", "--moses", "--held-out", "keep"]
+    main([*cut, "--dest", str(tmp_path / "given"), "--codes", str(tmp_path / "own/bpe.codes")])
+    main([*text, "--dest", str(tmp_path / "raw"), "--pieces-of", str(tmp_path / "given")])
+    assert (tmp_path / "raw/pieces/test.de").read_bytes() == (tmp_path / "own/pieces/test.de").read_bytes()
+    (tmp_path / "given/bpe.codes").unlink()
+    with pytest.raises(SystemExit, match="was cut elsewhere and its codes are not known"):
+        main([*text, "--dest", str(tmp_path / "more"), "--pieces-of", str(tmp_path / "given")])
+    same = [option for option in cut if option not in ("--moses",)]
+    main([*same, "--dest", str(tmp_path / "more"), "--pieces-of", str(tmp_path / "given")])
+    assert (tmp_path / "more/pieces/test.de").read_bytes() == (tmp_path / "own/pieces/test.de").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

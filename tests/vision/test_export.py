@@ -88,6 +88,7 @@ def test_plain_torchvision_loads_the_weights(tmp_path: Path) -> None:
     [
         (["--model", "2"], "model2/checkpoint.pt does not exist: give a run's directory"),
         (["--model", "1", "--weights", "ema_best"], "model1/ema_best.pt does not exist"),
+        (["--model", "1", "--size", "0"], "--size: must be a whole number of at least 1, not 0"),
         ([], "one of the arguments --model --ensemble is required"),
     ],
 )

@@ -103,28 +103,32 @@ def test_signals_through_torchrun(tmp_path: Path) -> None:
     write_folders(tmp_path / "data", train=8, val=2)
     options = ["--data-path", str(tmp_path / "data"), "--model", "resnet8_stride2", "--device", "cpu", "-j", "0"]
     options += ["--train-crop-size", "32", "--val-resize-size", "36", "--val-crop-size", "32", "-b", "4"]
-    options += ["--lr", "0.05"]
-    options += ["--epochs", "60", "--eval-every", "60", "--print-freq", "1", "--codistill-models", "2"]
-    command = torchrun(2, "-m", "vision.train", *options, "--resume", "auto", "--output-dir")
-    commands.run([*command, str(tmp_path / "whole")])
-    left = [*command, str(tmp_path / "left")]
-    ignoring = ["bash", "-c", 'trap "" USR1; exec "$@"', "-", *left]
-    for started, number, to_all, status in ((left, signal.SIGTERM, False, 1), (ignoring, signal.SIGUSR1, True, 0)):
+    options += ["--lr", "0.05", "--epochs", "5000", "--eval-every", "60", "--print-freq", "1"]
+    command = torchrun(2, "-m", "vision.train", *options, "--codistill-models", "2", "--resume", "auto")
+    command += ["--output-dir", str(tmp_path / "left")]
+    ignoring = ["bash", "-c", 'trap "" USR1; exec "$@"', "-", *command]
+    for started, number, to_all, status in ((command, signal.SIGTERM, False, 1), (ignoring, signal.SIGUSR1, True, 0)):
         before = _lines(tmp_path / "left")
         process = subprocess.Popen(started, cwd=ROOT, env=commands.environment(), start_new_session=True)
+        children: list[psutil.Process] = []
         try:
             while _lines(tmp_path / "left") < before + 10:
                 assert process.poll() is None
                 time.sleep(0.05)
-            for child in psutil.Process(process.pid).children(recursive=True) if to_all else []:
+            children = psutil.Process(process.pid).children(recursive=True)
+            for child in children if to_all else []:
                 child.send_signal(number)
             process.send_signal(number)
             assert process.wait(timeout=60) == status
         finally:
-            process.kill()
-        saved = load_checkpoint(tmp_path / "left/model0/checkpoint.pt")["update"]
-        assert saved < final_state(tmp_path / "whole")["update"] and not (tmp_path / "left/summary.json").exists()
-    commands.run(left)
+            for left in (process, *children):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    left.kill()
+        assert not (tmp_path / "left/summary.json").exists()
+    # How far it came depends on the machine; a run that is not disturbed goes exactly as far.
+    updates = load_checkpoint(tmp_path / "left/model0/checkpoint.pt")["update"] + 5
+    commands.run([*command, "--max-updates", str(updates)])
+    commands.run([*command[:-1], str(tmp_path / "whole"), "--max-updates", str(updates)])
     for model in (0, 1):
         assert_same(final_state(tmp_path / "whole", model), final_state(tmp_path / "left", model))
 
