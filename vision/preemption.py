@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import signal
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -20,19 +21,23 @@ from codistill_ext.groups import ModelGroups
 from codistill_ext.job.failures import is_symptom
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-VOTE_EVERY = 10
+VOTE_UPDATES, VOTE_SECONDS = 10, 2.0
 
 
 class Preemption:
     """Notices a signal on any rank, and lets all ranks of the job know it at the same update.
 
-    Every ``VOTE_EVERY`` updates the ranks begin a small reduction over gloo, and look at its result at the next such
-    update: it has crossed in the meantime, so nobody waits and no GPU is asked for anything. A job leaves at most two
-    such intervals after the signal. A single process leaves at once.
+    Every ``VOTE_UPDATES`` updates, or as many as take ``VOTE_SECONDS`` but at least one, the ranks begin a small
+    reduction over gloo, and look at its result at the next such update: it has crossed in the meantime, so nobody
+    waits and no GPU is asked for anything. What an update takes is part of the reduction, the slowest rank's, so that
+    the next vote is at the same update on all. A job leaves at most two such intervals after the signal. A single
+    process leaves at once.
     """
 
     def __init__(self, groups: ModelGroups, *, timeout_s: float) -> None:
         self._received = 0
+        self._interval = 1
+        self._last_time, self._last_update = time.monotonic(), 0
         self._vote: torch.Tensor | None = None
         self._crossing: Any = None
         timeout = datetime.timedelta(seconds=timeout_s)
@@ -66,20 +71,28 @@ class Preemption:
         """The signal to leave for, on all ranks alike, or 0. All ranks of the job must call it after each update."""
         if self._group is None:
             return self._received
-        if update % VOTE_EVERY:
+        if update % self._interval:
             return 0
         signal_number = self._result()
         if not signal_number:
-            self._vote = torch.tensor([self._received])
+            self._vote = torch.tensor([self._received, self._seconds_an_update(update)], dtype=torch.float64)
             self._crossing = dist.all_reduce(self._vote, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         return signal_number
+
+    def _seconds_an_update(self, update: int) -> float:
+        """Since the last vote. The first has the job's start in it: it only makes the next one come soon."""
+        last_time, last_update = self._last_time, self._last_update
+        self._last_time, self._last_update = time.monotonic(), update
+        return (self._last_time - last_time) / (update - last_update if last_update else 1)
 
     def _result(self) -> int:
         if self._crossing is None or self._vote is None:
             return 0
         self._crossing.wait()
         self._crossing = None
-        return int(self._vote.item())
+        signal_number, seconds = self._vote.tolist()
+        self._interval = max(1, int(min(VOTE_UPDATES, VOTE_SECONDS / max(seconds, 1e-9))))
+        return int(signal_number)
 
     def close(self) -> None:
         """Let the last reduction end. All ranks of the job must call it."""

@@ -142,7 +142,10 @@ def _left_and_resumed(rank: int, whole: list[str], left: list[str]) -> list[int]
     """The last rank alone is told to leave, twice. The first two steps of model 1 overflow."""
     ranks = dist.get_world_size()
     model = rank * 2 // ranks
-    with mock.patch.object(preemption, "VOTE_EVERY", 2), _in_float16(2.0 ** (10 if model == 1 else 8)):
+    with (
+        mock.patch.multiple(preemption, VOTE_UPDATES=2, VOTE_SECONDS=torch.inf),
+        _in_float16(2.0 ** (10 if model == 1 else 8)),
+    ):
         states = [run(whole)]
         for update in (1, 6):
             dist.barrier()
@@ -152,6 +155,30 @@ def _left_and_resumed(rank: int, whole: list[str], left: list[str]) -> list[int]
             states.append(load_checkpoint(Path(left[-1]) / f"model{model}/checkpoint.pt")["update"])
         dist.barrier()
         return [*states, run(left)]
+
+
+def _left_at(rank: int, seconds_an_update: tuple[float, float], told: int) -> int:
+    """The update that a rank leaves at, if rank 0 is told to just before it has made the update ``told``."""
+    clock = mock.Mock(monotonic=mock.Mock(return_value=0.0))
+    with mock.patch.object(preemption, "time", clock):
+        votes = Preemption(ModelGroups.create(CodistillConfig(models=2)), timeout_s=60)
+        with votes.listening():
+            for update in range(1, 100):
+                clock.monotonic.return_value += seconds_an_update[rank]
+                if rank == 0 and update == told:
+                    signal.raise_signal(signal.SIGUSR1)
+                if votes.agreed(update):
+                    return update
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told", "left"),
+    [((0.1, 0.1), 21, 40), ((0.1, 0.5), 21, 28), ((0.1, 5.0), 21, 22), ((5.0, 0.1), 1, 2)],
+    ids=["10 updates", "2 seconds of the slowest", "each update", "the first"],
+)
+def test_slow_updates_vote_more_often(seconds: tuple[float, float], told: int, left: int) -> None:
+    assert run_ranks(2, _left_at, seconds, told) == [left, left]
 
 
 @pytest.mark.slow

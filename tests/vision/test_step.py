@@ -111,6 +111,7 @@ def test_best_weights_are_those_of_the_best_validation(tmp_path: Path) -> None:
     options = ["--ema-decay", "0.5", "--epochs", "4", "--output-dir", str(tmp_path)]
     saved: list[dict[str, torch.Tensor]] = []
     averages: list[dict[str, torch.Tensor]] = []
+
     def keep(path: Path, module: nn.Module, save: Any = checkpointing.save_weights) -> None:
         (averages if "ema" in path.name else saved).append(copy.deepcopy(module.state_dict()))
         save(path, module)
@@ -126,7 +127,7 @@ def test_best_weights_are_those_of_the_best_validation(tmp_path: Path) -> None:
 
 
 def test_compiled_training_is_wired_in_place(tmp_path: Path) -> None:
-    """With a compiler that changes nothing: the same names, and the same bits."""
+    """With a compiler that changes nothing: the same names, and the same bits, resumed as well."""
     compile_module, compiled = nn.Module.compile, []
 
     def compile_eagerly(self: nn.Module) -> None:
@@ -137,10 +138,16 @@ def test_compiled_training_is_wired_in_place(tmp_path: Path) -> None:
     run([*options, str(tmp_path / "plain")])
     with mock.patch.object(nn.Module, "compile", compile_eagerly):
         run([*options, str(tmp_path / "compiled"), "--compile"])
-    assert len(compiled) == 1
-    plain, through = final_state(tmp_path / "plain"), final_state(tmp_path / "compiled")
-    for key in ("model", "optimizer", "ema", "random"):
-        assert_same(plain[key], through[key], key)
+        assert len(compiled) == 1
+        left = [*options, str(tmp_path / "left"), "--compile", "--resume", "auto"]
+        run([*left, "--max-updates", "2"])
+        run(left)
+        assert len(compiled) == 3
+    plain = final_state(tmp_path / "plain")
+    for name in ("compiled", "left"):
+        through = final_state(tmp_path / name)
+        for key in ("model", "optimizer", "ema", "random"):
+            assert_same(plain[key], through[key], f"{name}: {key}")
 
 
 def _synchronised(rank: int) -> bool:
