@@ -28,7 +28,7 @@ from translation.decode import Search, load, translate
 from translation.metrics import bleu, chrf, compound_split_bleu
 from translation.option_types import at_least
 from translation.pieces import Pieces, pieces_of, tokenizer_of
-from translation.results import ENSEMBLE, FOLDER, compare, write_lines, write_result
+from translation.results import ENSEMBLE, FOLDER, check_alike, compare, evaluation_of, write_lines, write_result
 from translation.testset import TestSet
 
 SAMPLES = 1000  # of the bootstrap
@@ -126,14 +126,6 @@ def evaluate(run: Path, options: argparse.Namespace) -> dict[str, Any]:
     )
     language = settings["target_lang"]
     systems: dict[str, Any] = {}
-    folder = run / FOLDER
-    folder.mkdir(exist_ok=True)
-    for name, cut in translations(checkpoints, data, test, search).items():
-        hypotheses = [pieces.decode(line, language) for line in cut]
-        write_lines(folder / f"{test.name}.{name}.txt", hypotheses)
-        systems[name] = scores(hypotheses, test, pieces, settings)
-    for number, lines in enumerate(test.references):
-        write_lines(folder / f"{test.name}.reference{number}.txt", lines)
     result = {
         "run": run.name,
         "test": test.name,
@@ -147,6 +139,17 @@ def evaluate(run: Path, options: argparse.Namespace) -> dict[str, Any]:
         "reported": "model0",
         "systems": systems,
     }
+    if options.against is not None and options.against != run:  # before hours of translating, not after them
+        model_directories(options.against)
+        check_alike(run, result, options.against)
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    for name, cut in translations(checkpoints, data, test, search).items():
+        hypotheses = [pieces.decode(line, language) for line in cut]
+        write_lines(folder / f"{test.name}.{name}.txt", hypotheses)
+        systems[name] = scores(hypotheses, test, pieces, settings)
+    for number, lines in enumerate(test.references):
+        write_lines(folder / f"{test.name}.reference{number}.txt", lines)
     write_result(folder / test.name, result, table(result))
     return result
 
@@ -220,7 +223,7 @@ def main(arguments: list[str] | None = None) -> None:
         result = evaluate(options.run, options)
         print(table(result))
         if options.against is not None:
-            if not (options.against / FOLDER / f"{result['test']}.json").is_file():
+            if evaluation_of(options.against, result["test"]) is None:
                 print(table(evaluate(options.against, options)))
             print(compare(options.run, options.against, result["test"], options.samples or SAMPLES)["table"])
     except (ValueError, OSError, RuntimeError) as error:

@@ -30,26 +30,44 @@ def write_result(stem: Path, result: dict[str, Any], text: str) -> None:
     partial.replace(stem.with_name(f"{stem.name}.json"))
 
 
+def evaluation_of(run: Path, name: str) -> dict[str, Any] | None:
+    """What an earlier evaluation of this test set has written, if there was one."""
+    path = run / FOLDER / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def check_alike(run: Path, evaluation: dict[str, Any], other: Path) -> None:
+    """A run's evaluation against that of another run, if there is one yet.
+
+    Raises:
+        ValueError: other sentences, or other options.
+    """
+    name = evaluation["test"]
+    against = evaluation_of(other, name)
+    if against is None:
+        return
+    for key in _ALIKE:
+        values = evaluation[key], against[key]
+        if values[0] != values[1]:
+            raise ValueError(
+                f"{run} and {other} were not evaluated on {name} alike: {key} {values[0]} and {values[1]}. Evaluate "
+                f"{other} again with the same options, or remove its {FOLDER}/{name}.json and it is done here"
+            )
+
+
 def compare(run: Path, other: Path, name: str, samples: int) -> dict[str, Any]:
     """Every system of both runs against model 0 of the other one, by paired bootstrap; both have been evaluated.
 
     Raises:
         ValueError: they were not evaluated on the same sentences, or not alike.
     """
-    evaluations = [json.loads((one / FOLDER / f"{name}.json").read_text(encoding="utf-8")) for one in (run, other)]
-    for key in _ALIKE:
-        values = [evaluation[key] for evaluation in evaluations]
-        if values[0] != values[1]:
-            raise ValueError(
-                f"{run} and {other} were not evaluated on {name} alike: {key} {values[0]} and {values[1]}. Evaluate "
-                f"{other} again with the same options, or remove its {FOLDER}/{name}.json and it is done here"
-            )
+    evaluation = json.loads((run / FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    check_alike(run, evaluation, other)
     references = [_evaluated(one, name, "reference*") for one in (run, other)]
     if list(references[0].values()) != list(references[1].values()):
         raise ValueError(f"{run} and {other} were not evaluated on the same {name}: evaluate both again")
     systems = [(f"{one.name}/{key}", lines) for one in (other, run) for key, lines in _systems(one, name).items()]
-    lowercase = evaluations[0]["lowercase"]
-    rows = paired_bootstrap(systems, list(references[0].values()), samples, lowercase=lowercase)
+    rows = paired_bootstrap(systems, list(references[0].values()), samples, lowercase=evaluation["lowercase"])
     result = {"run": run.name, "against": other.name, "test": name, "samples": samples, "systems": rows}
     shown = [
         (row["system"], *(f"{row[key]:.2f} ± {row[key + '_ci']:.2f}{_p(row[key + '_p'])}" for key in ("bleu", "chrf")))

@@ -81,13 +81,17 @@ def test_any_files_and_another_run(two_models, tmp_path, prefixes, capsys):
     assert result["systems"][0]["bleu_p"] is None and 0 <= result["systems"][1]["bleu_p"] <= 1
 
 
-def test_runs_that_were_evaluated_unlike_are_not_compared(evaluated, two_models, tmp_path):
+def test_runs_that_were_evaluated_unlike_are_not_compared(evaluated, two_models, tmp_path, monkeypatch):
+    """And it is said before anything is translated."""
+    monkeypatch.setattr("translation.evaluate.translations", None)
     other = tmp_path / "other"
     shutil.copytree(two_models, other)
     written = other / "evaluation/test.json"
     written.write_text(json.dumps(json.loads(written.read_text()) | {"beam": 1}))
     with pytest.raises(SystemExit, match=r"not evaluated on test alike: beam 4 and 1\. Evaluate .*other again"):
         main([str(two_models), "--last", "2", "--cpu", "--against", str(other)])
+    with pytest.raises(SystemExit, match=r"none has no model0: name the --save-dir"):
+        main([str(two_models), "--last", "2", "--cpu", "--against", str(tmp_path / "none")])
 
 
 def test_a_job_of_one_model_keeps_its_settings_with_it(two_models, tmp_path, capsys):
