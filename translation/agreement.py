@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,7 @@ from torch import Tensor
 
 from codistill_ext.diagnostics import agreement
 from codistill_ext.job.failures import Parser
-from translation.decode import load
-
-
-def batches(task: Any, subset: str, max_tokens: int) -> Iterator[dict[str, Any]]:
-    """All of a split, in order of length."""
-    task.load_dataset(subset)
-    dataset = task.dataset(subset)
-    yield from task.get_batch_iterator(dataset, max_tokens=max_tokens).next_epoch_itr(shuffle=False)
+from translation.decode import load, reference_batches
 
 
 @torch.no_grad()
@@ -34,7 +26,7 @@ def measure(models: list[Any], task: Any, subset: str, max_tokens: int = 4000) -
     if len(models) < 2:
         raise ValueError(f"agreement is between models: --path names {len(models)}, expected a.pt:b.pt")
     agreeing, positions = 0.0, 0
-    for batch in batches(task, subset, max_tokens):
+    for batch in reference_batches(task, subset, max_tokens):
         mask: Tensor = batch["target"] != task.target_dictionary.pad()
         logits = [model(**batch["net_input"])[0] for model in models]
         pairs = [agreement(first, second, mask) for first, second in itertools.combinations(logits, 2)]

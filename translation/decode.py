@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,13 @@ def load(paths: Sequence[Path], data: Path) -> tuple[list[Any], Any]:
         names = [str(path) for path in paths]
         models, _, task = load_model_ensemble_and_task(names, arg_overrides={"data": str(data)})
     return [model.eval() for model in models], task
+
+
+def reference_batches(task: Any, subset: str, max_tokens: int) -> Iterator[dict[str, Any]]:
+    """All of a split with its references, in order of length."""
+    task.load_dataset(subset)
+    dataset = task.dataset(subset)
+    yield from task.get_batch_iterator(dataset, max_tokens=max_tokens).next_epoch_itr(shuffle=False)
 
 
 @torch.inference_mode()
