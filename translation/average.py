@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from codistill_ext.job.failures import Parser
+from codistill_ext.job.option_types import at_least
 from codistill_ext.job.storage import save_whole
-from translation.option_types import at_least
 from translation.safe_load import load_checkpoint
 
 NAMES = {"epoch": re.compile(r"checkpoint(\d+)\.pt"), "update": re.compile(r"checkpoint_\d+_(\d+)\.pt")}

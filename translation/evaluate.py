@@ -22,11 +22,11 @@ import yaml
 from tabulate import tabulate
 
 from codistill_ext.job.failures import Parser
+from codistill_ext.job.option_types import at_least
 from translation import testset
 from translation.average import NAMES, average, last_checkpoints, save
 from translation.decode import Search, load, translate
 from translation.metrics import bleu, chrf, compound_split_bleu
-from translation.option_types import at_least
 from translation.pieces import Pieces, pieces_of, tokenizer_of
 from translation.results import ENSEMBLE, FOLDER, check_alike, compare, evaluation_of, write_lines, write_result
 from translation.testset import TestSet

@@ -14,10 +14,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from codistill_ext.job.failures import Parser
+from codistill_ext.job.option_types import at_least, fraction, ratio
 from translation.corpus import SPLITS, shipped_prefix
 from translation.cutting import KINDS
 from translation.databin import OF_PIECES, Settings, prepare
-from translation.option_types import at_least, part, ratio
 from translation.pieces import STAMP
 
 
@@ -66,7 +66,7 @@ def _add_filters(group: argparse._ArgumentGroup) -> None:
         help="training pairs with a sentence of validation or test (default: drop)",
     )
     group.add_argument("--valid-every", type=at_least(2), help="validate on every so many training pairs")
-    group.add_argument("--train-part", type=part, default="1", help="of the training pairs, such as 1/8")
+    group.add_argument("--train-part", type=fraction, default="1", help="of the training pairs, such as 1/8")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

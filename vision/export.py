@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from codistill_ext.job.failures import Parser
+from codistill_ext.job.option_types import at_least
 from codistill_ext.job.storage import load_whole
 from vision.checkpointing import checkpoint_path
 from vision.models import build_model
@@ -189,12 +190,6 @@ def export(
     return f"{output}: {form} of {what} ({names}), pictures of {side}x{side}, read again and compared"
 
 
-def _size(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
-    return int(text)
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="vision.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="the --output-dir of a run")
@@ -203,7 +198,7 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument("--ensemble", action="store_true", help="all models of the run, as one")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     parser.add_argument("--weights", choices=WEIGHTS, default="last", help="default: last, the newest checkpoint")
-    parser.add_argument("--size", type=_size, help="of the pictures (default: of the training crops)")
+    parser.add_argument("--size", type=at_least(1), help="of the pictures (default: of the training crops)")
     parser.add_argument("--format", choices=FORMATS, default="state_dict", help="default: state_dict")
     return parser
 

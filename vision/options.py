@@ -11,6 +11,7 @@ from typing import Any
 
 from codistill_ext.config import CodistillConfig
 from codistill_ext.job.failures import Parser
+from codistill_ext.job.option_types import fraction
 from codistill_ext.job.settings import read_settings, to_flags
 from codistill_ext.schedules import Place, Schedule
 from vision.budget import BUDGETS
@@ -18,7 +19,6 @@ from vision.checks import check_options
 from vision.hyperparameters import GOYAL_MILESTONES
 from vision.models import INITS
 from vision.option_presets import PRESETS, describe_preset, preset_flags
-from vision.subset import fraction
 
 DATASETS = ("imagenet", "cifar10")
 SCHEDULERS = ("multisteplr", "cosineannealinglr")

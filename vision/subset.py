@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -12,21 +11,6 @@ from torch import Tensor
 from codistill_ext.sampling import CodistillSampler, sample_seed
 
 _SUBSET = -3 % 2**32  # in the place of a sample's index in a seed
-
-
-def fraction(text: str) -> str:
-    """The command line's ``1/8`` or ``0.125``, in lowest terms.
-
-    Raises:
-        argparse.ArgumentTypeError: not a number above 0 and at most 1.
-    """
-    try:
-        value = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        value = Fraction(0)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must be a fraction above 0 and at most 1, such as 1/8, not {text}")
-    return str(value)
 
 
 def training_samples(labels: Sequence[int], part: Fraction, seed: int) -> Tensor:

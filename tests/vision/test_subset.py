@@ -1,6 +1,5 @@
 """Parts of the training data: balanced, nested, of the seed alone, and as many updates as with all of it."""
 
-import argparse
 import json
 import random
 from fractions import Fraction
@@ -12,7 +11,7 @@ import torch
 from tests.ranks import run_ranks
 from tests.states import assert_same
 from tests.vision.small import BATCHES_AN_EPOCH, PLAIN, final_state, run, run_rank
-from vision.subset import fraction, training_samples
+from vision.subset import training_samples
 from vision.trainer import Trainer
 
 QUARTER = [*PLAIN, "--train-fraction", "1/4"]
@@ -37,17 +36,6 @@ def test_the_seed_chooses() -> None:
     first, again, other = (training_samples(LABELS, Fraction(1, 8), seed) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert len(set(first.tolist()) & set(other.tolist())) < 0.3 * len(first)
-
-
-@pytest.mark.parametrize("text,value", [("1/8", "1/8"), ("0.125", "1/8"), ("2/16", "1/8"), ("1", "1"), ("1.0", "1")])
-def test_fractions(text: str, value: str) -> None:
-    assert fraction(text) == value
-
-
-@pytest.mark.parametrize("text", ["0", "-1/2", "9/8", "1/0", "half", "nan", "inf"])
-def test_what_is_no_fraction(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="above 0 and at most 1, such as 1/8, not"):
-        fraction(text)
 
 
 def test_a_quarter_of_the_data_takes_as_many_updates(

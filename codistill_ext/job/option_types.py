@@ -1,4 +1,4 @@
-"""Types of the options of this package's commands: what a number may be, said before anything is read."""
+"""Types of options on the command lines: what a number may be, said before anything is read."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def ratio(text: str) -> float:
     return value
 
 
-def part(text: str) -> str:
-    """``1/8``, as it was written."""
+def fraction(text: str) -> str:
+    """The type of a part of the data, ``1/8`` or ``0.125``, in lowest terms."""
     try:
         value = Fraction(text)
     except (ValueError, ZeroDivisionError):
         value = Fraction(0)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"must be a fraction above 0 and at most 1, such as 1/8, not {text}")
-    return text
+    return str(value)
