@@ -56,7 +56,13 @@ LABELS = {
     "ensemble_bleu": "BLEU of the ensemble",
     "bleu": "BLEU of model 0",
     "train_fraction": "part of the training data",
-    "lr": "learning rate",
+    "mean_train_nll": "training NLL at the end, mean of the models (bits)",
+    "valid_nll": "validation NLL at the end, model 0 (bits)",
+    "best_valid_nll": "validation NLL at its best, model 0 (bits)",
+    "best_update": "update of model 0's best",
+    "mb_sent": "MB between models, whole run",
+    "run_seconds": "seconds of the run",
+    "peak_lr": "learning rate, behind the warm-up",
     "images_a_worker": "images a worker",
     "images_an_update": "images an update, of all workers",
     "codistill_alpha": "alpha",
@@ -162,4 +168,5 @@ def _points(table: pandas.DataFrame, arms: Sequence[str], x: str, y: str) -> Ite
     chosen = table[table["arm"].isin(arms)]
     for arm, row in by_arm(chosen, y).iterrows():
         value = chosen[chosen["arm"] == arm][x].iloc[0]
-        yield float(Fraction(str(value))), str(value), row["mean"], 0.0 if row["seeds"] < 2 else row["se"]
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+        yield float(Fraction(text)), text, row["mean"], 0.0 if row["seeds"] < 2 else row["se"]

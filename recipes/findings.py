@@ -7,6 +7,7 @@
         arms: [all_reduce, codistilled, 'alone*']
         columns: [mean_top1, train_loss]
         papers: {top1: {all_reduce: 76.1}}  # its figures, to stand beside ours
+        papers_of: ResNet-50, ImageNet
         claims:
           - text: higher training loss
             measure: train_loss
@@ -19,13 +20,14 @@
 
 A claim is about a contrast: a sum of weighted arms, in each seed that all of them have. Paired by seed, because a seed
 chooses the data and the initial weights of model 0. Its test is the confidence interval of 95 % by Student's t. Few
-seeds say little about a contrast's own noise: that of accuracies is then taken from all arms together (Noise).
+seeds say little about a contrast's own noise: that of accuracies is then taken from all arms on as many data together
+(Noise), unless the contrast's own is plainly larger.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -37,8 +39,9 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 ENOUGH_SEEDS = 8  # for a contrast's own noise
+ERRATIC = 10  # times the median variance within an arm: one that failed in some seeds says nothing about the others
 _WITH_MARGIN = ("zero", "not negative")
-Verdict = Literal["seen", "not seen", "the opposite", "not yet run"]
+Verdict = Literal["seen", "not seen", "the opposite", "not yet run", "one seed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """``papers``: its figures by measure and arm, to stand beside ours."""
+    """``papers``: its figures by measure and arm, to stand beside ours; ``papers_of``: what it trained for them."""
 
     id: str
     title: str
@@ -66,6 +69,7 @@ class Finding:
     paper: str = ""
     note: str = ""
     papers: dict[str, dict[str, float]] = field(default_factory=dict)
+    papers_of: str = ""
     claims: list[Claim] = field(default_factory=list)
     figures: list[dict[str, Any]] = field(default_factory=list)
 
@@ -94,14 +98,25 @@ class Noise:
     freedom: int
 
     @classmethod
-    def of(cls, table: pandas.DataFrame, measure: str) -> Noise | None:
-        """Residuals of a least-squares fit of an effect an arm and one a seed (of each part of the data), or None."""
+    def of(cls, table: pandas.DataFrame, measure: str, arms: Iterable[str]) -> Noise | None:
+        """Residuals of a least-squares fit of an effect an arm and one a seed (of each part of the data), or None.
+
+        Of all arms that are trained on as many data as one of ``arms``, since fewer data make more noise. An arm whose
+        own variance is more than ``ERRATIC`` times the median one is left out.
+        """
         if measure not in table:
             return None
         rows = table.dropna(subset=[measure])
         if "name" in rows:
             rows = rows.drop_duplicates("name")  # an arm under two names is one run all the same
-        part = rows["train_fraction"].astype(str) if "train_fraction" in rows else ""
+        part = pandas.Series("", index=rows.index)
+        if "train_fraction" in rows:
+            part = rows["train_fraction"].astype(str)
+            alike = part.isin(part[rows["arm"].isin(list(arms))])
+            rows, part = rows[alike], part[alike]
+        variances = rows.groupby("arm")[measure].var()
+        erratic = rows["arm"].map(variances) > ERRATIC * variances.median()
+        rows, part = rows[~erratic], part[~erratic]
         effects = {"arm": rows["arm"], "seed": rows["seed"].astype(str) + " " + part}
         design = pandas.get_dummies(pandas.DataFrame(effects)).to_numpy(dtype=float)
         values = rows[measure].to_numpy(dtype=float)
@@ -155,18 +170,21 @@ def contrast_by_seed(table: pandas.DataFrame, claim: Claim) -> pandas.Series:
 
 
 def examine(table: pandas.DataFrame, claim: Claim) -> Result:
-    """Mean, interval and verdict of a claim; with fewer than two seeds there is no verdict."""
+    """Mean, interval and verdict of a claim; of one seed there is no more than its difference."""
     values = contrast_by_seed(table, claim)
     seeds = len(values)
     mean = float(values.mean()) if seeds else math.nan
     if seeds < 2:
-        return Result(mean=mean, se=math.nan, low=math.nan, high=math.nan, seeds=seeds, verdict="not yet run")
+        verdict: Verdict = "one seed" if seeds else "not yet run"
+        return Result(mean=mean, se=math.nan, low=math.nan, high=math.nan, seeds=seeds, verdict=verdict)
     se, freedom, pooled = float(values.sem()), seeds - 1, False
     few = seeds < ENOUGH_SEEDS and claim.measure.endswith("top1") and not claim.measure_of
-    noise = Noise.of(table, claim.measure) if few else None
+    noise = Noise.of(table, claim.measure, claim.contrast) if few else None
     if noise is not None and noise.freedom > freedom:
         squares = sum(weight**2 for weight in claim.contrast.values())
-        se, freedom, pooled = noise.sd * math.sqrt(squares / seeds), noise.freedom, True
+        common = noise.sd * math.sqrt(squares / seeds)
+        if se <= common * math.sqrt(stats.f.ppf(CONFIDENCE, freedom, noise.freedom)):
+            se, freedom, pooled = common, noise.freedom, True
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * se
     verdict = judge(claim, mean - half, mean + half)
     return Result(mean=mean, se=se, low=mean - half, high=mean + half, seeds=seeds, verdict=verdict, pooled=pooled)

@@ -105,12 +105,14 @@ def _row(raw: dict[str, Any]) -> dict[str, Any]:
     row = {**raw["args"], **{key: value for key, value in raw["finals"].items() if not isinstance(value, dict)}}
     row |= {key: raw.get(key) for key in ("name", "arm", "group", "seed", "commit", "run_seconds")}
     row |= {key: value for key, value in models[0].items() if isinstance(value, int | float)}
-    for name in _last_names(models):
+    for name in set(_last_names(models)) - raw["args"].keys():  # an option keeps its name: --lr, not the last update's
         values = [model["last"][name] for model in models if name in model.get("last", {})]
         row[name] = sum(values) / len(values)
     if work := raw["finals"].get("work"):
         row["images_an_update"] = work["batch_of_a_model"] * work["models"]
         row["images_a_worker"] = raw["args"]["batch_size"] * raw["args"]["accumulate"]
+        scale = work["batch_of_a_model"] / 256 if raw["args"].get("lr_scaling") == "linear" else 1
+        row["peak_lr"] = raw["args"]["lr"] * scale
     sent = raw["finals"].get("bytes", {})
     row["mb_sent"] = sum(value for kind, value in sent.items() if kind.startswith("sent/")) / 1e6
     return row

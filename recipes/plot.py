@@ -33,6 +33,7 @@ PANELS: tuple[tuple[str, ...], ...] = (
 )
 _FROM_ZERO = ("staleness", "train/weight_decay", "train/bytes_sent", "train/distance_from_start")
 ENDING = 0.1  # the last part of a run that its final figures are means of
+NOISE = 0.02  # of a figure: a smaller difference between two runs says nothing
 _STALENESS = re.compile(r"(model\d+)/staleness/\d+")
 
 
@@ -129,17 +130,18 @@ def _compare(view: View, other: View) -> str:
     near, far = view.final(PANELS[4]), other.final(PANELS[4])
     if loss is None or reference is None:
         return f"{view.name} or {other.name} has no training loss yet."
-    higher = loss > reference
+    higher = loss > (1 + NOISE) * reference
     words = f"training loss {loss:.4g} against {reference:.4g} of {other.name}"
     if near is not None and far is not None:
         words += f", distance from the start {near:.4g} against {far:.4g}"
-        closer = near < far
+        closer = near < (1 - NOISE) * far
     else:
         closer = higher
     if higher and closer:
         return (
             f"Over-regularised, it seems: {words}. Try less weight decay behind each decay of the learning rate "
-            "(vision: --weight-decay 1e-4,1e-5,0), later milestones, less label smoothing or dropout."
+            "(vision: --weight-decay 1e-4,1e-5,0), later milestones, less label smoothing or dropout. A smaller batch "
+            "shows the same signs: a run with --codistill-alpha 0 tells how much of them is the term's."
         )
     if higher or closer:
         return f"One of the two signs of over-regularisation alone: {words}."

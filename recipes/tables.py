@@ -24,7 +24,7 @@ from recipes.plan import read_plan
 
 FINDINGS = Path(__file__).parent / "imagenet" / "findings.yaml"
 MARK = "<!-- tables -->"
-DECIMALS = {"train_loss": 3, "valid_loss": 3, "agreement": 3, "distance_from_start": 2, "mb_sent": 1}
+DECIMALS = {"train_loss": 3, "valid_loss": 3, "agreement": 3, "distance_from_start": 2, "mb_sent": 1, "best_update": 0}
 DECIMALS |= dict.fromkeys(("mean_valid_nll", "mean_best_valid_nll", "mean_train_nll", "valid_nll", "best_valid_nll"), 3)
 
 
@@ -81,11 +81,11 @@ def _outcome(result: Result, claim: Claim, planned: Planned) -> tuple[str, str, 
     of = planned.common(list(claim.contrast))
     seeds = f"{result.seeds} of {of}" if of else str(result.seeds)
     verdict = result.verdict
-    said = f"**{verdict}**" if result.seeds >= of or verdict == "not yet run" else f"{verdict} so far"
     if not result.seeds:
-        return "", "", "", seeds, said
+        return "", "", "", seeds, f"**{verdict}**"
     if result.seeds < 2:
-        return f"{result.mean:+.{places}f}", "", "", seeds, said
+        return f"{result.mean:+.{places}f}", "", "", seeds, f"{verdict}, no verdict"
+    said = f"**{verdict}**" if result.seeds >= of else f"{verdict} so far"
     interval = f"{result.low:+.{places}f} to {result.high:+.{places}f}"
     return f"{result.mean:+.{places}f}", f"{result.se:.{places}f}{' (all arms)' * result.pooled}", interval, seeds, said
 
@@ -116,7 +116,8 @@ def arms_table(table: pandas.DataFrame, finding: Finding, planned: Planned) -> s
         rows.append((arm, seeds, *(_cell(chosen, measure) for measure in finding.columns), *papers))
     if not rows:
         return "No runs of this finding's arms."
-    papers = (f"{label(measure)}, the paper's" for measure in finding.papers)
+    of = f" ({finding.papers_of})" if finding.papers_of else ""
+    papers = (f"{label(measure)}, the paper's{of}" for measure in finding.papers)
     headers = ("arm", "seeds", *(label(measure) for measure in finding.columns), *papers)
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 

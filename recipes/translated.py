@@ -43,21 +43,30 @@ def run_figures(directory: Path, models: list[dict[str, Any]]) -> dict[str, Any]
 
 
 def _scores(directory: Path) -> dict[str, dict[str, float]]:
-    path = directory / "evaluation" / "test.json"
-    if not path.is_file():
+    """On the data-bin's own test split, or on the one other test set that the run was evaluated on."""
+    folder = directory / "evaluation"
+    written = [path for path in folder.glob("*.json") if ".against." not in path.name]
+    paths = [path for path in written if path.name == "test.json"] or written
+    if len(paths) != 1:
         return {}
-    systems = json.loads(path.read_text(encoding="utf-8"))["systems"]
+    systems = json.loads(paths[0].read_text(encoding="utf-8"))["systems"]
     return {name: {score: system[score] for score in _SCORES} for name, system in systems.items()}
 
 
 def run_options(directory: Path) -> dict[str, Any]:
-    """What a run of fairseq was told, as far as tables show it: the method's options, and the part of the data."""
+    """What a run of fairseq was told, as far as tables show it or its seeds must have it in common."""
     path = directory / "config.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if "criterion" not in config or "task" not in config:
         return {}
-    options = {name: value for name, value in config["criterion"].items() if name.startswith("codistill_")}
-    options |= {name: config["optimization"].get(name) for name in ("max_update", "lr")}
+    criterion, optimization = config["criterion"], config["optimization"]
+    options = {name: value for name, value in criterion.items() if name.startswith("codistill_")}
+    options |= {name: optimization.get(name) for name in ("max_update", "lr")}
+    options |= {"arch": config["model"].get("arch"), "dropout": config["model"].get("dropout")}
+    options |= {"label_smoothing": criterion.get("label_smoothing")}
+    if tokens := config["dataset"].get("max_tokens"):  # however many processes share them
+        processes = config["distributed_training"]["distributed_world_size"]
+        options["tokens_an_update"] = tokens * processes * optimization["update_freq"][0]
     stamp = Path(str(config["task"].get("data"))) / "prepare.json"
     if stamp.is_file():
         options["train_fraction"] = json.loads(stamp.read_text(encoding="utf-8"))["settings"]["train_part"]

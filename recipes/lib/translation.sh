@@ -25,7 +25,7 @@ TORCHRUN=${TORCHRUN:-torchrun}
 source recipes/lib/launch.sh
 
 EXCHANGE=(--codistill-exchange checkpoints --codistill-period "$PERIOD")
-# Explicit regularisation that goes away over the run. Both are ours: what the paper lowered is not known.
+# Explicit regularisation that falls until half of the run. Both are ours: what the paper lowered is not known.
 LESS_SMOOTHING=(--codistill-label-smoothing "$SMOOTHING~0@50%")
 LESS_DROPOUT=(--codistill-dropout "$DROPOUT~$LEAST_DROPOUT@50%")
 LOWERED=("${LESS_SMOOTHING[@]}" "${LESS_DROPOUT[@]}")

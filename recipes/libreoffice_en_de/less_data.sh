@@ -13,4 +13,5 @@ for part in 2 4 8; do
     codistill part_${part}_codistilled
     codistill part_${part}_codistilled_lowered "${LOWERED[@]}"
     codistill part_${part}_alone --codistill-alpha 0
+    codistill part_${part}_alone_lowered "${LOWERED[@]}" --codistill-alpha 0
 done

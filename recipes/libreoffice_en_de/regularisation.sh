@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Ours: label smoothing or dropout alone goes away, codistilled and with all_reduce.
+# Ours: label smoothing or dropout alone is lowered, with all_reduce, codistilled, and without the term.
 #
 #   bash recipes/libreoffice_en_de/prepare.sh && bash recipes/libreoffice_en_de/regularisation.sh
 #
@@ -11,3 +11,5 @@ for method in all_reduce codistill; do
     $method "${name}_less_smoothing" "${LESS_SMOOTHING[@]}"
     $method "${name}_less_dropout" "${LESS_DROPOUT[@]}"
 done
+codistill alone_less_smoothing "${LESS_SMOOTHING[@]}" --codistill-alpha 0
+codistill alone_less_dropout "${LESS_DROPOUT[@]}" --codistill-alpha 0

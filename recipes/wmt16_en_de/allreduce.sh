@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The yardstick: WMT'16 En-De with Transformer-big exactly as Ott et al. train it, plain data parallelism on 16 GPUs.
+# The yardstick: WMT'16 En-De with Transformer-big as Ott et al. train it, plain data parallelism on 16 GPUs.
+# The number of updates is inferred from their minutes (lib.sh), the rest is theirs or of fairseq's example of it.
 #
 #   NNODES=2 HEAD=host:29500 bash recipes/wmt16_en_de/allreduce.sh                 on each of two nodes with 8 GPUs
 #   sbatch recipes/lib/translation.sbatch recipes/wmt16_en_de/allreduce.sh

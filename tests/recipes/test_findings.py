@@ -1,5 +1,6 @@
 """Contrasts over paired seeds and what they say, against closed forms."""
 
+import json
 import math
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_the_noise_of_all_arms_is_what_arms_and_seeds_do_not_explain() -> None:
     # Two arms, three seeds: effects of both and a residual of +-d in the first two seeds, 2 degrees of freedom.
     d = 0.3
     arms = table(a=[1.0 + d, 2.0 - d, 3.0], b=[5.0 - d, 6.0 + d, 7.0])
-    noise = Noise.of(arms, "m")
+    noise = Noise.of(arms, "m", ["a"])
     assert noise is not None and noise.freedom == 2
     assert noise.sd == pytest.approx(math.sqrt(4 * d**2 / 2))
 
@@ -71,14 +72,46 @@ def test_few_seeds_of_an_accuracy_use_the_noise_of_all_arms() -> None:
     arms = table(a=[1.1, 1.9, 3.0], b=[0.0, 1.0, 2.0], c=[7.1, 8.0, 9.0], d=[4.0, 5.1, 6.0])
     arms = arms.rename(columns={"m": "top1"})
     wanted = Claim(text="c", measure="top1", contrast={"a": 1, "b": -1}, expect="positive")
-    noise = Noise.of(arms, "top1")
+    noise = Noise.of(arms, "top1", ["a", "b"])
     assert noise is not None and noise.freedom == 12 - 4 - 3 + 1
     result = examine(arms, wanted)
     assert result.pooled and result.se == pytest.approx(noise.sd * math.sqrt(2 / 3)) and result.verdict == "seen"
 
 
-def test_without_two_common_seeds_there_is_no_verdict() -> None:
-    assert examine(table(a=[1.0, 2.0], b=[1.0]), claim("positive", a=1, b=-1)).verdict == "not yet run"
+def test_the_noise_of_other_parts_of_the_data_is_another() -> None:
+    """With 1/16 of the data the residuals are ten times as large: they are those of its contrasts alone."""
+    large, small = ([size * value for value in (1.0, -1.0, 0.0)] for size in (1.0, 0.1))
+    arms = table(
+        a=[50 + r for r in large], b=[40 - r for r in large], c=[70 + r for r in small], d=[60 - r for r in small]
+    )
+    arms["train_fraction"] = arms["arm"].map({"a": "1/16", "b": "1/16", "c": "1/8", "d": "1/8"})
+    for names, sd in (("ab", 1.0 * math.sqrt(2)), ("cd", 0.1 * math.sqrt(2))):
+        noise = Noise.of(arms, "m", names)
+        assert noise is not None and noise.freedom == 2 and noise.sd == pytest.approx(sd)
+    both = Noise.of(arms, "m", "ac")
+    assert both is not None and both.freedom == 4 and both.sd == pytest.approx(math.sqrt((2 * 2 + 2 * 0.02) / 4))
+
+
+def test_an_arm_that_fails_in_one_seed_is_no_noise_of_the_others() -> None:
+    values = {"a": [1.1, 1.9, 3.0], "b": [0.0, 1.0, 2.0], "c": [7.1, 8.0, 9.0], "d": [4.0, 5.1, 6.0]}
+    without, failed = (Noise.of(table(**values, **more), "m", "a") for more in ({}, {"e": [70.0, 71.0, 10.0]}))
+    assert without is not None and failed == without
+
+
+def test_a_contrast_that_is_plainly_noisier_keeps_its_own_noise() -> None:
+    arms = table(
+        a=[10.0, 20.0, 30.0], b=[9.0, 21.0, 33.0], **{f"x{i}": [i + 0.1 * i, i + 1, i + 2.0] for i in range(6)}
+    )
+    arms = arms.rename(columns={"m": "top1"})
+    wanted = Claim(text="c", measure="top1", contrast={"a": 1, "b": -1}, expect="positive")
+    result = examine(arms, wanted)
+    assert not result.pooled and result.se == pytest.approx(2 / math.sqrt(3)), "of differences 1, -1, -3"
+
+
+def test_of_one_seed_there_is_a_difference_and_no_verdict() -> None:
+    result = examine(table(a=[1.0, 2.0], b=[0.5]), claim("positive", a=1, b=-1))
+    assert (result.verdict, result.mean, result.seeds) == ("one seed", 0.5, 1)
+    assert examine(table(a=[1.0, 2.0]), claim("positive", a=1, b=-1)).verdict == "not yet run"
     assert examine(table(a=[1.0, 2.0]), claim("positive", a=1, b=-1)).seeds == 0
 
 
@@ -113,6 +146,17 @@ def test_a_frame_has_options_finals_and_means_over_models(tmp_path: Path) -> Non
     assert row == {"mean": 72, "sd": 2, "se": pytest.approx(2 / math.sqrt(3)), "seeds": 3}
     points = runs.curves[(runs.curves["key"] == "valid/top1") & (runs.curves["name"] == "two-s0")]
     assert points[points["model"] == "model1"]["value"].to_list() == [41, 51, 61, 71]
+
+
+def test_an_option_is_not_replaced_by_what_the_last_update_had(tmp_path: Path) -> None:
+    directory = write_run(tmp_path, "one", 0, top1=70.0, train_loss=0.5, args={"lr": 0.1, "lr_scaling": "linear"})
+    summary = json.loads((directory / "summary.json").read_text())
+    summary["models"][0]["history"][-1]["lr"] = 0.0001
+    summary["args"] |= {"batch_size": 64, "accumulate": 1}
+    summary["work"] = {"batch_of_a_model": 512, "models": 1}
+    (directory / "summary.json").write_text(json.dumps(summary))
+    (row,) = load_runs(tmp_path).table.to_dict("records")
+    assert row["lr"] == 0.1 and row["peak_lr"] == pytest.approx(0.2) and row["train_loss"] == 0.5
 
 
 def test_an_arm_may_have_a_measure_of_its_own() -> None:
@@ -155,7 +199,7 @@ def test_noise_counts_a_run_under_two_names_once(tmp_path: Path) -> None:
             write_run(tmp_path, arm, seed, top1=top1, train_loss=0.5, args={"dataset": "imagenet"})
     runs = load_runs(tmp_path)
     twice = runs.with_aliases({"imagenet": {"alias": "one", "two": "one"}})  # the second is there already
-    assert len(twice.table) == 9 and Noise.of(twice.table, "top1") == Noise.of(runs.table, "top1") is not None
+    assert len(twice.table) == 9 and Noise.of(twice.table, "top1", ["one"]) == Noise.of(runs.table, "top1", ["one"])
 
 
 def test_a_directory_without_runs_is_a_mistake(tmp_path: Path) -> None:
