@@ -51,10 +51,13 @@ class _Work:
         return [mean_prediction(logits, self.kind, self.temperature, self.spread)] if self.mean else logits
 
     def compared(self, logits_nC: Tensor) -> Tensor:
-        """What the divergence is of, in float32: the logits, or the log-probabilities of logits / temperature."""
+        """What the divergence is of, in float32: the logits, or the log-probabilities of logits / temperature.
+
+        An output of probability 0 (its logit is -inf) gets a finite one, since 0 log 0 is 0 and not NaN.
+        """
         if self.kind == "mse":
             return logits_nC.float()
-        return log_softmax(scaled(logits_nC, self.temperature), self.spread)
+        return log_softmax(scaled(logits_nC, self.temperature), self.spread).clamp_(min=LEAST_LOGP)
 
 
 def dense_divergences(
@@ -166,14 +169,16 @@ def _gradient_of_distributions(student_logp: Tensor, teacher_logp: Tensor, grad_
 def _without_lost(teacher_logp: Tensor) -> tuple[Tensor, Tensor]:
     """Which rows of a teacher are not finite, and its log-probabilities with numbers in their place."""
     lost_n = teacher_logp[:, 0].isnan()  # log_softmax makes all of such a row NaN
-    # Behind the divergence the gradient would be 0 * NaN. And 0 log 0 is 0, not NaN.
-    return lost_n, teacher_logp.nan_to_num_(nan=0.0, neginf=LEAST_LOGP)
+    return lost_n, teacher_logp.nan_to_num_(nan=0.0)  # behind the divergence the gradient would be 0 * NaN
 
 
 def _differences(student_nC: Tensor, teacher_nC: Tensor, spread: Spread | None) -> tuple[Tensor, Tensor, int]:
     outputs = student_nC.size(-1) if spread is None else spread.outputs
-    lost_n = sum_outputs(~teacher_nC.isfinite(), spread) > 0
-    return student_nC - teacher_nC.masked_fill(lost_n[:, None], 0.0), lost_n, outputs
+    # Outputs that both exclude are alike; 16 bits send -inf as their least number.
+    excluded_nC = student_nC.isneginf() & (teacher_nC <= LEAST_LOGP)
+    lost_n = sum_outputs(~(teacher_nC.isfinite() | excluded_nC), spread) > 0
+    differences_nC = student_nC - teacher_nC.masked_fill(lost_n[:, None], 0.0)
+    return differences_nC.masked_fill_(excluded_nC, 0.0), lost_n, outputs
 
 
 def mean_prediction(

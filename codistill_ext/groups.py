@@ -293,7 +293,7 @@ def _prepare(groups: Iterable[dist.ProcessGroup], config: CodistillConfig) -> No
     for group in groups:
         # A rank may wait for a peer as long as the option says, and its model for it.
         set_timeout(datetime.timedelta(seconds=config.timeout), group)
-        if dist.get_backend(group) == "nccl":
+        if "nccl" in dist.get_backend_config(group):  # also where a job has named no backend, or one for each device
             # Its first use needs all its ranks, and the first exchange may be without some models.
             dist.all_reduce(torch.zeros(1, device="cuda"), group=group)
 

@@ -55,9 +55,10 @@ def divergence(
     The divergences of distributions sum over the C outputs, ``mse`` takes their mean. With a
     temperature T both logits are divided by T and the result is multiplied by T^2, so that the
     gradient keeps its size. Of a teacher's top k both distributions are of k + 1 bins, the last of
-    which holds all other outputs. A row in which the teacher is NaN or +infinite counts as 0: a
-    model that diverges must not take its peers along. The gradient of the logits is the only other tensor of their
-    size that is made; it has no gradient of its own.
+    which holds all other outputs. An output that both exclude (-inf) is as if it were not there. A row
+    in which the teacher is NaN or +infinite counts as 0: a model that diverges must not take its peers
+    along. The gradient of the logits is the only other tensor of their size that is made; it has no
+    gradient of its own.
 
     Args:
         student: logits of shape (..., C), or ``LinearLogits``, of which no tensor of that size is made.

@@ -24,7 +24,7 @@ from codistill_ext.exchange import (
     describe_class,
 )
 from codistill_ext.exchange.wire.announcements import Positions
-from codistill_ext.exchange.wire.shards import is_sharded, local_part, without_reduction
+from codistill_ext.exchange.wire.shards import check_not_offloaded, is_sharded, local_part, without_reduction
 from codistill_ext.groups import ModelGroups
 from codistill_ext.head import head_logits
 from codistill_ext.loss import CodistillTerm, alpha_at, codistillation_term
@@ -107,6 +107,7 @@ class CodistillParallel(nn.Module):
                 "the module is on the meta device: let data_parallel give it memory and initial weights once it is "
                 "sharded (to_empty, then the module's own initialisation), or hand it in with them"
             )
+        check_not_offloaded(module)
         self._device_type = next(module.parameters()).device.type  # fairseq's wrapper moves the module
         # Behind a property, so that the module's name for its parameters stays "module.*" alone.
         self.__dict__["_plain"] = module
@@ -357,7 +358,9 @@ def _rows(logits: Tensor, mask: Tensor | None, positions: Positions | None) -> T
     """Positions that count as rows: (..., C) to (N, C)."""
     if positions is not None:
         return positions.rows_of(logits)
-    return logits.reshape(-1, logits.size(-1)) if mask is None else logits[mask]
+    return (
+        logits.reshape(-1, logits.size(-1)) if mask is None else logits[mask.to(logits.device)]
+    )  # a teacher's may be the host
 
 
 def _wrapper(

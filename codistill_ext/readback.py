@@ -26,8 +26,9 @@ class Readback:
             stacked = torch.stack([numbers[place].reshape(()).to(torch.int64) for place in self._places])
             self._pinned = torch.empty(len(self._places), dtype=torch.int64, pin_memory=True)
             self._pinned.copy_(stacked, non_blocking=True)
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record()
+            # A thread may wait for it through most of a step, and is not to spin on a core meanwhile.
+            self._copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            self._copied.record(torch.cuda.current_stream(stacked.device))
 
     @property
     def is_here(self) -> bool:

@@ -64,19 +64,21 @@ def binned(student: LogitRows, teachers: Sequence[TopK], temperature: float) -> 
             )
     work = _Work(student.rebuild, len(student.tensors), temperature)
     bins = _BinLogits.apply(work, *student.tensors, *(teacher.index_NK for teacher in teachers))
+    # 0 log 0 is 0, and not NaN: an output that the student excludes has a logit of -inf.
     return [
-        (F.log_softmax(bins_NB, dim=1), _with_rest(teacher, bins_NB.size(1)))
+        (F.log_softmax(bins_NB, dim=1).clamp(min=LEAST_LOGP), _with_rest(teacher, bins_NB.detach()))
         for bins_NB, teacher in zip(bins, teachers, strict=True)
     ]
 
 
-def _with_rest(teacher: TopK, bins: int) -> Tensor:
+def _with_rest(teacher: TopK, student_NB: Tensor) -> Tensor:
     """A teacher's log-probabilities, and in the last bin what they lack to 1 if there is one."""
     teacher_logp = teacher.logp_NK.detach().float().clamp(min=LEAST_LOGP)
-    if teacher_logp.size(1) == bins:
+    if teacher_logp.size(1) == student_NB.size(1):
         return teacher_logp
-    rest_N1 = 1 - teacher_logp.exp().sum(dim=1, keepdim=True)
-    return torch.cat([teacher_logp, rest_N1.clamp(min=_LEAST_MASS).log()], dim=1)
+    rest_N1 = (1 - teacher_logp.exp().sum(dim=1, keepdim=True)).clamp(min=_LEAST_MASS).log()
+    # Where the student excludes all others, what is left to them is rounding, which no student could follow.
+    return torch.cat([teacher_logp, rest_N1.masked_fill(student_NB[:, -1:].isneginf(), LEAST_LOGP)], dim=1)
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ def _spread_out(logits: Tensor, index: Tensor, rest: Tensor, grad: Tensor) -> Te
     outputs = index.size(1)
     if outputs == logits.size(1):
         return torch.zeros_like(logits).scatter_(1, index, grad)
-    share = (logits - rest).exp_().mul_(grad[:, -1:])
+    # Where all others are excluded, each of them is; infinity minus infinity is not a number.
+    share = (logits - rest.masked_fill(rest.isneginf(), 0.0)).exp_().mul_(grad[:, -1:])
     # The given outputs have no share of the rest, and what stands there may be infinite.
     return share.scatter_(1, index, grad[:, :outputs])

@@ -47,7 +47,7 @@ class Teacher:
             if self._sharded:
                 raise ValueError(
                     "--codistill-teacher-device cpu has no effect on a sharded teacher, which is where its mesh is: "
-                    "leave it out, or shard with FSDP2's CPUOffloadPolicy"
+                    "leave it out"
                 )
             module = module.to("cpu")
         self.module = module.eval().requires_grad_(False)

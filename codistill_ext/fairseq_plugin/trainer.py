@@ -253,7 +253,9 @@ class CodistillTrainer(Trainer):
             "valid": self.valid_stats,
             "ema_updates": 0 if self._ema is None else self._ema.update_freq_counter,  # since it was last made
         }
-        self._codistill_state = self.model.codistill_state_dict() | own
+        state = self.model.codistill_state_dict()
+        # It has every peer's weights in host memory, which the ranks of a node that write nothing are not to keep.
+        self._codistill_state = state | own if self.should_save_checkpoint_on_current_rank else None
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values alone, so that any fairseq command loads the file without unpickling classes."""

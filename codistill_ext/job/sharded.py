@@ -63,7 +63,9 @@ def save_sharded(
     if groups.is_lead:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-    groups.gather(None)  # the models wait for each other, so the last or the last but one of each are of one update
+    # The models wait for each other, so the last or the last but one of each are of one update.
+    groups.wait_for_all()
+    groups.gather_in_model(None)  # of one model alone the ranks do, for the directory
     _agree_on_buffers(model)
     module_state, optimizer_state = get_state_dict(model.plain, optimizers)
     state = {"model": module_state, "optimizer": optimizer_state, "weights": weights}

@@ -1,11 +1,14 @@
 """Groups out of a mesh of the user's: who trains which model, who reads what, who talks to whom."""
 
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+import codistill_ext.groups as groups_module
 from codistill_ext import CodistillConfig, ModelGroups
 from tests.ranks import run_ranks
 
@@ -92,3 +95,19 @@ def test_meshes_that_do_not_fit_are_refused() -> None:
     assert "stages of a pipeline" in stages
     assert "data_dims ['dp'] are not dimensions inside a model" in unknown
     assert "the mesh of the whole job (2 ranks), not a part of it with 1" in part
+
+
+@pytest.mark.parametrize(
+    ("backends", "warmed"),
+    [("cuda:nccl", True), ("cpu:gloo,cuda:nccl", True), ("cpu:gloo,cuda:gloo", False), ("cpu:gloo", False)],
+)
+def test_nccl_is_warmed_up_whoever_chose_it(backends: str, warmed: bool) -> None:
+    """A job that names no backend has NCCL too, and ``get_backend`` says ``undefined`` of it."""
+    reduced = mock.Mock()
+    with (
+        mock.patch.multiple(groups_module, set_timeout=mock.Mock()),
+        mock.patch.multiple(dist, get_backend_config=lambda group: backends, all_reduce=reduced),
+        mock.patch.object(torch, "zeros", lambda size, device: (size, device)),
+    ):
+        groups_module._prepare(["the group"], CodistillConfig(models=2))
+    assert reduced.mock_calls == ([mock.call((1, "cuda"), group="the group")] if warmed else [])

@@ -248,3 +248,42 @@ def test_an_output_that_the_teacher_excludes_has_no_probability(kind: str) -> No
     assert value.item() == pytest.approx(expected[kind], rel=1e-5)
     value.backward()
     assert student.grad is not None and student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["as it is", "as 16 bits send it"])
+@pytest.mark.parametrize(
+    ("kind", "k"),
+    [("mse", None)]
+    + [(kind, k) for kind in ("kl_teacher_student", "kl_student_teacher", "cross_entropy") for k in (None, 2, 3, 5, 6)],
+)
+def test_outputs_that_both_exclude_are_as_if_they_were_not_there(kind: str, k: int | None, half: bool) -> None:
+    """A vocabulary that is padded, or classes that are masked: their logits are -inf in every model."""
+    generator = torch.Generator().manual_seed(4)
+    student, teacher = torch.randn(2, 4, 6, generator=generator).unbind()
+    kept, excluded = [0, 2, 3], [1, 4, 5]
+    student[:, excluded] = teacher[:, excluded] = -math.inf
+    student.requires_grad_()
+    few = student.detach()[:, kept].requires_grad_()
+    sent = teacher.clamp(min=-65504.0) if half else teacher
+    expected = divergence(few, teacher[:, kept] if k is None or k >= 3 else top(teacher[:, kept], k), kind)
+    if kind == "mse":
+        expected = expected * 3 / 6  # the mean is over all outputs
+    value = divergence(student, sent if k is None else top(sent, k), kind)
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    value.backward()
+    expected.backward()
+    assert student.grad is not None and few.grad is not None
+    torch.testing.assert_close(student.grad[:, kept], few.grad, rtol=1e-5, atol=1e-6)
+    assert not student.grad[:, excluded].any()
+
+
+def test_a_mean_prediction_keeps_what_all_exclude_excluded() -> None:
+    student = torch.tensor([[0.0, 0.0, -math.inf]], requires_grad=True)
+    teachers = [torch.tensor([[0.0, math.log(3.0), -math.inf]]), torch.tensor([[math.log(3.0), 0.0, -math.inf]])]
+    for kind in ("kl_teacher_student", "kl_student_teacher", "mse"):
+        config = CodistillConfig(models=3, target="mean", divergence=kind)
+        term = codistillation_term(student, teachers, config, alpha=1.0)
+        expected = math.log(3.0) ** 2 / 4 * 2 / 3 if kind == "mse" else 0.0
+        assert term.loss.item() == pytest.approx(expected, abs=1e-6)
+        (gradient,) = torch.autograd.grad(term.loss, student)
+        assert gradient.isfinite().all() and gradient[0, 2] == 0

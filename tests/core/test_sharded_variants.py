@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -10,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from codistill_ext import CodistillConfig, CodistillParallel, ModelGroups
 from codistill_ext.exchange import Batch
 from codistill_ext.exchange.wire.shard_weights import packer_of
+from codistill_ext.exchange.wire.shards import check_not_offloaded
 from codistill_ext.parallel import IdenticalModelsWarning
 from codistill_ext.rows import DenseLogits
 from codistill_ext.traffic import predicted_weights
@@ -224,8 +226,15 @@ def _mistakes(rank: int) -> list[str]:
         other = CodistillConfig(**OPTIONS, teacher_device="cpu")
         CodistillParallel(build(0), groups, other, data_parallel=shard)
 
+    def offloaded() -> None:
+        # What CPUOffloadPolicy leaves on CUDA: a mesh that computes elsewhere than its shards are.
+        sharded = shard(build(0), groups)
+        check_not_offloaded(sharded)
+        with mock.patch.object(DeviceMesh, "device_type", "cuda"):
+            check_not_offloaded(sharded)
+
     texts = []
-    for mistake in sharded_and_alone, built_in_full, on_the_meta_device, teachers_elsewhere:
+    for mistake in sharded_and_alone, built_in_full, on_the_meta_device, teachers_elsewhere, offloaded:
         with pytest.raises(ValueError) as error:
             mistake()
         texts.append(str(error.value))
@@ -233,11 +242,12 @@ def _mistakes(rank: int) -> list[str]:
 
 
 def test_mistakes_are_named() -> None:
-    alone, full, meta, elsewhere = run_ranks(4, _mistakes)[0]
+    alone, full, meta, elsewhere, offloaded = run_ranks(4, _mistakes)[0]
     assert "a module that is sharded already cannot be copied" in alone and "build_peer" in alone
     assert "built a teacher (tests.naive.Net) that is not" in full
     assert "the module is on the meta device: let data_parallel give it memory" in meta
     assert "--codistill-teacher-device cpu has no effect on a sharded teacher" in elsewhere
+    assert "are on cpu, but their mesh is of cuda: leave out FSDP2's CPUOffloadPolicy" in offloaded
 
 
 def _shards_otherwise(rank: int) -> None:

@@ -46,8 +46,8 @@ class Positions:
         return self._places
 
     def rows_of(self, tensor: Tensor) -> Tensor:
-        """``tensor[mask]``, which has the mask's dimensions and further ones."""
-        return tensor[self.places]
+        """``tensor[mask]``, which has the mask's dimensions and further ones; a teacher's may be on another device."""
+        return tensor[tuple(place.to(tensor.device) for place in self.places)]
 
 
 def _trues_first(flat: Tensor) -> Tensor:

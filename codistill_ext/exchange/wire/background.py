@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+import torch
+
 Result = TypeVar("Result")
 
 
@@ -14,12 +16,16 @@ class BackgroundWorker:
     """Runs jobs one after the other in a daemon thread.
 
     Unlike ``ThreadPoolExecutor``, whose threads the interpreter joins at exit: a rank that fails
-    must be able to end while its thread still waits for a peer.
+    must be able to end while its thread still waits for a peer. The thread works on the GPU that is current where it
+    is made: another one would have GPU 0, and its first wait for an event would take up memory there.
     """
 
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._step: tuple[str, float] | None = None
+        self._gpu: int | None = None
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            self._gpu = torch.cuda.current_device()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -47,6 +53,8 @@ class BackgroundWorker:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        if self._gpu is not None:
+            torch.cuda.set_device(self._gpu)
         while (item := self._jobs.get()) is not None:
             job, future = item
             try:

@@ -194,6 +194,8 @@ class Channel:
     def _names_losses(self, kind: str) -> Iterator[None]:
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise  # this rank's own
         except RuntimeError as error:
             raise PeerTimeoutError(
                 f"{self.groups.name} lost the connection to a peer while {kind} were on their way, or waited longer "

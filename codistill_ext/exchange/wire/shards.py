@@ -29,6 +29,20 @@ def is_sharded(module: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
+def check_not_offloaded(module: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: shards are on another device than their mesh computes on, as CPUOffloadPolicy leaves them.
+    """
+    for name, parameter in module.named_parameters():
+        if isinstance(parameter, DTensor) and parameter.to_local().device.type != parameter.device_mesh.device_type:
+            raise ValueError(
+                f"the shards of {name} are on {parameter.to_local().device.type}, but their mesh is of "
+                f"{parameter.device_mesh.device_type}: leave out FSDP2's CPUOffloadPolicy, since what the ranks of a "
+                f"model tell each other about an exchange goes where its parameters are"
+            )
+
+
 def reshard(module: nn.Module) -> None:
     """Free what FSDP2 has gathered for a forward pass, so that the parameters are the shards."""
     for child in module.modules():

@@ -121,7 +121,7 @@ class Outbox:
         self._stream.wait_stream(torch.cuda.current_stream(self._staging.device))
         with torch.cuda.stream(self._stream):
             buffer.row.copy_(self._staging, non_blocking=True)
-            self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._sent = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._sent.record()
         buffer.ready = self._sent
 
@@ -181,6 +181,6 @@ class Inbox:
 
     def _give_back(self, buffer: HostBuffer) -> None:
         if self._device.type == "cuda":
-            buffer.ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            buffer.ready = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             buffer.ready.record(torch.cuda.current_stream(self._device))
         self.buffers.give(buffer)
