@@ -1,12 +1,13 @@
 """Groups out of a mesh of the user's: who trains which model, who reads what, who talks to whom."""
 
+import datetime
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 import codistill_ext.groups as groups_module
 from codistill_ext import CodistillConfig, ModelGroups
@@ -85,16 +86,20 @@ def _refused(rank: int) -> list[str]:
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("codistill", "dp_shard"))
     with pytest.raises(ValueError) as error:
         ModelGroups.from_mesh(mesh["dp_shard"], dim="dp_shard")
+    texts.append(str(error.value))
+    with pytest.raises(ValueError) as error:
+        ModelGroups.from_mesh(DeviceMesh("cpu", [[1, 0]], mesh_dim_names=("codistill", "dp_shard")))
     return [*texts, str(error.value)]
 
 
 def test_meshes_that_do_not_fit_are_refused() -> None:
-    nameless, other, stages, unknown, part = run_ranks(2, _refused)[0]
+    nameless, other, stages, unknown, part, descending = run_ranks(2, _refused)[0]
     assert "needs a dimension 'codistill' that counts the models, but has ('model',)" in nameless
     assert "has size 2, but there are 3 models" in other
     assert "stages of a pipeline" in stages
     assert "data_dims ['dp'] are not dimensions inside a model" in unknown
     assert "the mesh of the whole job (2 ranks), not a part of it with 1" in part
+    assert "in ascending order in the mesh, not as [[1, 0]]" in descending
 
 
 @pytest.mark.parametrize(
@@ -103,11 +108,12 @@ def test_meshes_that_do_not_fit_are_refused() -> None:
 )
 def test_nccl_is_warmed_up_whoever_chose_it(backends: str, warmed: bool) -> None:
     """A job that names no backend has NCCL too, and ``get_backend`` says ``undefined`` of it."""
-    reduced = mock.Mock()
+    reduced, timeouts = mock.Mock(), mock.Mock()
     with (
-        mock.patch.multiple(groups_module, set_timeout=mock.Mock()),
+        mock.patch.multiple(groups_module, set_timeout=timeouts),
         mock.patch.multiple(dist, get_backend_config=lambda group: backends, all_reduce=reduced),
         mock.patch.object(torch, "zeros", lambda size, device: (size, device)),
     ):
         groups_module._prepare(["the group"], CodistillConfig(models=2))
+    assert timeouts.mock_calls == [mock.call(datetime.timedelta(seconds=1800), "the group")]
     assert reduced.mock_calls == ([mock.call((1, "cuda"), group="the group")] if warmed else [])

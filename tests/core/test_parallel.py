@@ -88,8 +88,8 @@ def test_teachers_are_copies_apart() -> None:
     run_ranks(2, _one_batch)
 
 
-def _other_data(rank: int, exchange: str) -> None:
-    options: dict[str, Any] = {"models": 2, "timeout": 20.0}
+def _other_data(rank: int, exchange: str, check_every: int = 1) -> None:
+    options: dict[str, Any] = {"models": 2, "timeout": 20.0, "check_every": check_every}
     if exchange == "checkpoints":
         options |= {"exchange": exchange, "period": 4, "lag": 0, "data": "coordinated"}
     config = CodistillConfig(**options)
@@ -102,6 +102,17 @@ def _other_data(rank: int, exchange: str) -> None:
             x[2, 1] += 1e-6  # the planted mismatch
         model.codistill(x, model(x))
         model.after_update()
+    model.close()
+
+
+@pytest.mark.parametrize(("check_every", "is_seen"), [(0, False), (2, False), (3, True)])
+def test_every_nth_round_is_checked(check_every: int, is_seen: bool) -> None:
+    """The mismatch is in round 3; round 0 is always checked, and none with 0."""
+    if not is_seen:
+        run_ranks(4, _other_data, "predictions", check_every)
+        return
+    with pytest.raises(RankError, match=r"different mini-batches at update 3\b"):
+        run_ranks(4, _other_data, "predictions", check_every)
 
 
 @pytest.mark.parametrize(("exchange", "update"), [("predictions", 3), ("checkpoints", 4)])
@@ -274,6 +285,15 @@ def test_a_state_of_other_options_is_refused() -> None:
         model.load_codistill_state_dict(other.codistill_state_dict())
 
 
+def test_what_is_of_the_place_alone_may_differ_on_resume() -> None:
+    def model(**options: Any) -> CodistillParallel:
+        config = CodistillConfig(**options)
+        return CodistillParallel(build(0), ModelGroups.create(config), config)
+
+    other = model(timeout=7.0, check_every=3, settings="x.yaml")
+    model().load_codistill_state_dict(other.codistill_state_dict())
+
+
 def _resumes_on_fewer_ranks(rank: int) -> None:
     config = CodistillConfig(models=2)
     model = CodistillParallel(build(rank), ModelGroups.create(config), config)
@@ -371,7 +391,9 @@ def _teacher_option(rank: int, options: dict[str, Any]) -> bool:
                 parameter.mul_(1.5)
     model.after_update()
     term = model.codistill(x, model(x))
-    reference = divergence(model(x), model.exchange.teachers[1 - rank].module(x), config.divergence)
+    teacher = model.exchange.teachers[1 - rank]
+    assert (teacher._forward is not teacher.module) == config.teacher_compile
+    reference = divergence(model(x), teacher.module(x), config.divergence)
     model.leave()
     model.close()
     return bool(torch.isclose(term.divergence, reference.detach(), rtol=0.05, atol=1e-3))

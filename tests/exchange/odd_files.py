@@ -38,6 +38,12 @@ def _long_header(path: Path) -> None:
     path.write_bytes(b"\xff" * 100)
 
 
+def _huge_header(path: Path) -> None:
+    """Of a file that would have room for it."""
+    path.write_bytes((17 << 20).to_bytes(8, "little"))
+    os.truncate(path, 32 << 20)
+
+
 def _sparse(path: Path, header: bytes = b"") -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     os.truncate(path, TERABYTE)
@@ -68,6 +74,7 @@ ODD: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty": (Path.touch, "it ended 8 bytes too early"),
     "sparse terabyte": (_sparse, f"its header cannot have 0 of its {TERABYTE} bytes"),
     "long header": (_long_header, f"its header cannot have {2**64 - 1} of its 100 bytes"),
+    "header of 17 MiB": (_huge_header, f"its header cannot have {17 << 20} of its {32 << 20} bytes"),
     "sparse terabyte with a header": (
         _sparse_and_sealed,
         "first.bias should be ((12,), torch.float32), but is ((1099511626744,), torch.uint8)",

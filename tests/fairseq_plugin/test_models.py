@@ -5,9 +5,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from fairseq.data import Dictionary
 
+from codistill_ext import CodistillConfig, ModelGroups
+from codistill_ext.criterions.codistill_label_smoothed_ce import _logits
+from codistill_ext.errors import Mistake
 from codistill_ext.exchange import ModelDescription
 from codistill_ext.fairseq_plugin.models import build_described, vocabularies
+from codistill_ext.fairseq_plugin.trainer import check_vocabularies
+from tests.ranks import RankError, run_ranks
 
 TASK = SimpleNamespace()  # none of these gets as far as asking it for anything
 
@@ -64,3 +71,26 @@ def test_a_peer_with_another_dictionary_is_refused() -> None:
     values = {"structured": False, "options": {"_name": "transformer"}, "vocabularies": vocabularies(other)}
     with pytest.raises(ValueError, match="the peer's dictionaries have other symbols or another order"):
         build_described(ModelDescription("transformer", values), one)
+
+
+def _vocabulary(rank: int) -> None:
+    dictionary = Dictionary()
+    for symbol in "ab" if rank == 0 else "ba":
+        dictionary.add_symbol(symbol)
+    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    check_vocabularies(task, ModelGroups.create(CodistillConfig(models=2)))
+
+
+def test_dictionaries_are_compared_by_their_content() -> None:
+    """As many symbols, in another order."""
+    with pytest.raises(RankError, match="the target dictionary of the models must be the same"):
+        run_ranks(2, _vocabulary)
+
+
+def test_a_model_of_another_kind_is_named_at_the_first_update() -> None:
+    target = torch.zeros(2, 3)
+    logits = torch.zeros(2, 3, 7)
+    assert _logits((logits, None), target) is logits
+    for output in ((torch.zeros(2, 3),), (torch.zeros(2, 4, 7),), {"logits": logits}, ()):
+        with pytest.raises(Mistake, match=r"needs a model that returns first .* of shape \[2, 3, 'vocabulary'\]"):
+            _logits(output, target)

@@ -74,9 +74,7 @@ def test_every_model_is_visible(codistilled: tuple[Path, str], stock: Path) -> N
     assert len(list(folder.rglob("events.out.tfevents.*"))) == 1, "one run of TensorBoard"
 
 
-def test_distance_from_the_first_weights_and_bytes_come_with_each_validation(
-    codistilled: tuple[Path, str], data_bin: Path
-) -> None:
+def test_distance_from_the_first_weights_and_bytes_come_with_each_validation(codistilled: tuple[Path, str]) -> None:
     """The first weights are built again, as fairseq's main does it."""
     folder, _ = codistilled
     summary = json.loads((folder / "summary.json").read_text())
@@ -267,7 +265,7 @@ def test_a_wrong_flag_is_refused_while_parsing(capsys: pytest.CaptureFixture[str
         assert f"error: {message}" in capsys.readouterr().err
 
 
-def test_a_wrong_override_of_hydra_is_one_sentence(data_bin: Path, tmp_path: Path) -> None:
+def test_a_wrong_override_of_hydra_is_one_sentence(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "codistill_ext.hydra_train", "criterion.codistill_perod=5"]
     root = Path(__file__).parents[2]
     config = ["--config-dir", str(root / "translation/config"), "--config-name", "codistill_transformer"]
@@ -321,6 +319,12 @@ def test_alpha_label_smoothing_and_dropout_follow_their_schedules(data_bin: Path
         assert dropout == pytest.approx([0.45, 0.35, 0.25, 0.15, 0.05, 0])
         (valid,) = [line for line in lines if f"model{index}/valid/loss" in line]
         assert valid[f"model{index}/valid/loss"] == valid[f"model{index}/valid/nll_loss"]
+
+
+def test_a_dropout_schedule_is_what_the_model_trains_with(data_bin: Path, tmp_path: Path) -> None:
+    train(data_bin, tmp_path / "scheduled", *CRITERION, "--codistill-dropout", "0", "--max-update", "4")
+    train(data_bin, tmp_path / "constant", *CRITERION, "--dropout", "0", "--max-update", "4")
+    assert same_bits(*(tmp_path / name / "model0" / LAST for name in ("scheduled", "constant")))
 
 
 def test_a_label_smoothing_that_does_not_fit_is_refused(data_bin: Path, tmp_path: Path) -> None:

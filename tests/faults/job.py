@@ -17,6 +17,8 @@ from unittest import mock
 
 import torch
 
+DYING = b"dies as planned\n"
+
 
 def main() -> None:
     trainer, *options = sys.argv[1:]
@@ -36,6 +38,7 @@ def planned_fault() -> tuple[str, int] | None:
 
 
 def die() -> None:
+    os.write(1, DYING)  # so that a test sees that it did
     os.kill(os.getpid(), signal.SIGKILL)
 
 

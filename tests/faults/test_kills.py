@@ -71,3 +71,5 @@ def test_translation_two_models_on_four_ranks_restart_by_themselves(
     output = job(4, "fairseq", *command, faults=faults, restarts=2)
     assert "model1/checkpoint_last.pt (epoch" in output, "it did resume"
     assert_same_run(tmp_path / "whole", tmp_path / "killed", "fairseq")
+    for index in range(2):
+        assert len(list((tmp_path / f"whole/model{index}").glob("checkpoint_*_*.pt"))) == 1, "--keep-interval-updates 1"

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
 from codistill_ext import CodistillConfig, CodistillSampler, ModelGroups, model_seed
+from codistill_ext.job.sharded import load_sharded, save_sharded
 from tests.integrations.tiny import like_torchrun, state_of
 
 SEED, EPOCHS, BATCH = 7, 2, 4
@@ -185,13 +186,24 @@ def sharded(rank: int, run: str) -> dict[str, Any]:
     module = net()
     model = fabric.setup_module(module)
     optimizer = fabric.setup_optimizers(torch.optim.SGD(model.parameters(), lr=0.1))
+    before = [parameter.full_tensor().clone() for parameter in model.parameters()]
     x = torch.ones(2, 6)
     logits = model(x)
-    fabric.backward(strategy.codistill(x, logits).loss)
+    term = strategy.codistill(x, logits)
+    fabric.backward(term.loss)
     fabric.clip_gradients(model, optimizer, max_norm=1.0)
     optimizer.step()
     strategy.coupling.after_update()
-    told = {"saved": _message(lambda: fabric.save(strategy.directory(run) / "state.ckpt", {"model": model}))}
+    moved = [not torch.equal(old, new.full_tensor()) for old, new in zip(before, model.parameters(), strict=True)]
+    path = save_sharded(Path(run), strategy.coupling.parallel, optimizer)
+    changed = [parameter.full_tensor().clone() for parameter in model.parameters()]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    load_sharded(Path(run), strategy.coupling.parallel, optimizer)
+    loaded = [torch.equal(old, new.full_tensor()) for old, new in zip(changed, model.parameters(), strict=True)]
+    told = {"peers": term.peers, "moved": any(moved), "loaded": path.is_dir() and all(loaded)}
+    told |= {"saved": _message(lambda: fabric.save(strategy.directory(run) / "state.ckpt", {"model": model}))}
     strategy.coupling.close()
     early = codistill(TWO, coupling={"data_parallel": _shard})
     fabric, module = launched(rank, 4, early), net()

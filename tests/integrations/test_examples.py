@@ -48,4 +48,4 @@ def _second_epoch(printed: str) -> str:
 
 @pytest.mark.parametrize("name", ["test_ops", "test_sync"])
 def test_accelerates_own_tests_pass_beside_another_model(name: str) -> None:
-    run_ranks(4, script, 4, name, 2)
+    run_ranks(4, script, 4, name)

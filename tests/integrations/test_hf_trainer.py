@@ -86,6 +86,7 @@ def test_two_models_of_two_ranks_are_the_papers_algorithm(tmp_path: Path) -> Non
         torch.testing.assert_close(result["state"], states[rank // 2])
     for model in range(2):
         lines = [line for line in job[2 * model]["log"] if "loss" in line]
+        assert len(lines) == 3
         for number, line in enumerate(lines):
             here = slice(2 * number, 2 * number + 2)
             assert math.isclose(line["task_loss"], sum(tasks[model][here]) / 2, rel_tol=1e-5)

@@ -1,5 +1,6 @@
 """Checkpoints of sharded models: resumed to the same bits, or with another number of ranks to the same weights."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,28 @@ def _resumes(rank: int, directory: str, options: dict[str, Any]) -> list[str]:
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, options: dict[str, Any]) -> None:
     names = run_ranks(4, _resumes, str(tmp_path), options)
     assert names == [["0000000005", "0000000007"]] * 4, "the last two are kept, and nothing half-written"
+
+
+def _goes_back(rank: int, directory: str) -> list[int]:
+    """The job died before model 1 had saved the last time."""
+    run = Run({"models": 2})
+    for update in 2, 4:
+        run.train(update)
+        save_sharded(Path(directory), run.model, run.optimizer, {"position": update})
+    run.groups.gather(None)
+    if rank == 3:
+        shutil.rmtree(Path(directory) / "model1" / "0000000004")
+    run.groups.gather(None)
+    again = Run({"models": 2})
+    extra = load_sharded(Path(directory), again.model, again.optimizer)
+    for one in run, again:
+        one.model.close()
+    assert extra is not None
+    return [again.model.updates, extra["position"]]
+
+
+def test_models_go_on_from_the_newest_update_that_all_have_saved(tmp_path: Path) -> None:
+    assert run_ranks(4, _goes_back, str(tmp_path)) == [[2, 2]] * 4
 
 
 def _saves(rank: int, directory: str) -> dict[str, Any]:

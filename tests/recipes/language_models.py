@@ -17,7 +17,7 @@ SIZES = Sizes(vocabulary=120, context=8, layers=2, width=16, heads=2, dropout=0.
 LINES = 60
 UPDATES, SAVE_EVERY, KILLED_AFTER = 6, 2, 5
 TWO = ["--codistill-models", "2", "--codistill-encoding", "topk", "--codistill-topk", "8"]
-BY_FILES = "--codistill-exchange files --codistill-dir shared --codistill-model-index 0".split()
+BY_FILES = "--codistill-exchange files --codistill-dir d --codistill-model-index 0".split()
 
 
 def options(root: str, name: str, *more: str) -> list[str]:

@@ -14,6 +14,7 @@ from recipes.language_model.gpt import GPT
 from recipes.language_model.table import main as print_table
 from tests.ranks import RankError, run_ranks
 from tests.recipes.language_models import (
+    BY_FILES,
     KILLED_AFTER,
     SIZES,
     TWO,
@@ -110,9 +111,7 @@ def test_another_run_does_not_continue_this_one(codistilled: tuple[Path, list[di
     root = str(codistilled[0])
     argvs = [
         options(root, "codistilled", *TWO, "--lr", "0.1"),
-        options(
-            root, "files", *TWO[:2], *"--codistill-exchange files --codistill-dir d --codistill-model-index 0".split()
-        ),
+        options(root, "files", *TWO[:2], *BY_FILES),
         options(root, "long", *TWO, "--context", "1000000"),
     ]
     for told in run_ranks(4, mistakes, argvs):

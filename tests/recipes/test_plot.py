@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from recipes.plot import View, advice, main, table
+from recipes.plot import View, advice, draw, main, table
 
 
 def write(directory: Path, *, loss: float, distance: float | None = None, key: str = "train/loss") -> Path:
@@ -63,6 +64,21 @@ def test_the_command_draws_either_trainers_run(tmp_path: Path, capsys: pytest.Ca
     for path in (text / "curves.png", tmp_path / "both.png"):
         with Image.open(path) as picture:
             assert picture.convert("L").getextrema() == (0, 255)
+
+
+def test_a_panel_has_a_line_for_each_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[str]] = {}
+
+    def look(figure: Figure, path: Path) -> None:
+        seen.update({axis.get_title(): [line.get_label() for line in axis.get_lines()] for axis in figure.axes})
+        assert figure.axes[0].get_lines()[1].get_ydata().tolist() == [2.0] * 10
+
+    monkeypatch.setattr("recipes.plot.save", look)
+    draw(
+        [View.of(write(tmp_path / name, loss=loss)) for name, loss in (("one", 1.0), ("two", 3.0))], tmp_path / "x.png"
+    )
+    assert seen["training loss (task)"] == ["one model0", "one model1", "two model0", "two model1"]
+    assert seen["staleness (updates)"] == ["one model0", "two model0"]
 
 
 def test_a_directory_without_metrics_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

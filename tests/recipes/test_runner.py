@@ -166,16 +166,23 @@ def test_the_command_ends_its_runs_and_continues_them(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "recipes.runner", str(plan)]
     directory = tmp_path / "runs" / "a-s0"
     first = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
-    until(lambda: (directory / "child").exists() and (directory / "child").read_text())
-    child = psutil.Process(int((directory / "child").read_text()))
-    assert child.nice() == psutil.Process().nice() + 10
-    status = subprocess.run([*command, "--status"], cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert "1 runs: 1 running" in status.stdout, status
-    second = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert "another runner is at work" in second.stderr
-    first.send_signal(signal.SIGTERM)
-    assert "1 runs: 1 waiting" in first.communicate(timeout=60)[0]
-    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
-    (directory / "go").touch()
+    try:
+        until(lambda: (directory / "child").exists() and (directory / "child").read_text())
+        child = psutil.Process(int((directory / "child").read_text()))
+        assert child.nice() == min(19, psutil.Process().nice() + 10)
+        status = subprocess.run(
+            [*command, "--status"], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60
+        )
+        assert "1 runs: 1 running" in status.stdout, status
+        second = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60)
+        assert "another runner is at work" in second.stderr
+        first.send_signal(signal.SIGTERM)
+        assert "1 runs: 1 waiting" in first.communicate(timeout=60)[0]
+        until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    finally:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "go").touch()
+        first.terminate()
+        first.wait(timeout=60)
     again = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60)
     assert "1 runs: 1 done" in again.stdout, again

@@ -101,6 +101,18 @@ def test_figures_are_drawn_and_read_without_colour(runs: Path) -> None:
         assert grey.getextrema()[0] < 100 and ImageChops.invert(grey).getbbox() is not None
 
 
+def test_a_figure_has_a_line_of_its_own_for_each_arm(runs: Path) -> None:
+    loaded = load_runs(runs / "runs")
+    curves = draw_curves(loaded, keys=["train/loss"], arms=["one", "two"])
+    assert curves is not None
+    lines = curves.axes[0].get_lines()
+    assert [line.get_label() for line in lines] == ["one", "two"]
+    assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == 2
+    for arm, line in zip(("one", "two"), lines, strict=True):
+        assert list(line.get_ydata()) == mean_curve(loaded.curves, arm, "train/loss")["mean"].to_list()
+        assert list(line.get_xdata()) == list(UPDATES)
+
+
 def test_lines_differ_in_style_and_marker() -> None:
     from recipes.figures import STYLES
 

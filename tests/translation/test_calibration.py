@@ -24,7 +24,7 @@ def test_a_model_that_is_twice_too_sure_needs_temperature_2():
 
 
 @pytest.mark.slow
-def test_against_a_naive_walk(data_bin, stock_run, capsys):
+def test_against_a_naive_walk(data_bin, stock_run):
     (model,), task = load([stock_run / "checkpoint3.pt"], data_bin)
     torch.manual_seed(0)
     with torch.no_grad():  # a barely trained model says the same everywhere: scatter it

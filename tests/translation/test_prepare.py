@@ -43,7 +43,7 @@ def test_same_input_same_bytes(data_bin, settings, prefixes, tmp_path):
     assert checksums(tmp_path / "again") == checksums(data_bin)
 
 
-def test_reused_until_settings_or_text_change(data_bin, settings, prefixes, tmp_path, monkeypatch):
+def test_reused_until_settings_or_text_change(settings, prefixes, tmp_path, monkeypatch):
     dest = tmp_path / "bin"
     calls = []
 
@@ -255,6 +255,6 @@ def test_nothing_is_left(prefixes, tmp_path):
         main([*same, "--dest", str(tmp_path / "bin")])
 
 
-def test_the_data_bin_of_the_pieces_was_made_here(prefixes, tmp_path):
+def test_the_data_bin_of_the_pieces_was_made_here(tmp_path):
     with pytest.raises(SystemExit, match=r"has no prepare\.json: make it with python -m translation\.prepare"):
         main(["--dest", str(tmp_path / "bin"), "--pieces-of", str(tmp_path)])

@@ -5,14 +5,17 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from tests.ranks import run_ranks
 from tests.vision.small import BATCHES_AN_EPOCH, PLAIN, run, run_rank
+from vision import step
 from vision.budget import Budget
 from vision.hyperparameters import HyperParameters, lr_decays
 from vision.options import build_parser, parse_options
+from vision.step import Step
 
 IMAGES = 1_281_167
 IMAGENET = ["--data-path", "somewhere"]
@@ -130,7 +133,7 @@ def test_schedules_that_do_not_fit_the_run_are_refused(options: list[str], messa
         hyper(args, budget)
 
 
-def test_two_and_a_half_epochs_by_halves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_and_a_half_epochs_by_halves(tmp_path: Path) -> None:
     """5 epochs for two models, validated every second epoch and at the end."""
     options = [*PLAIN, "--epochs", "5", "--budget", "equal-updates", "--eval-every", "2", "--codistill-models", "2"]
     run_ranks(2, run_rank, [*options, "--codistill-alpha", "0~1@50%", "--output-dir", str(tmp_path)])
@@ -165,7 +168,23 @@ def test_two_and_a_half_epochs_by_halves(tmp_path: Path, capsys: pytest.CaptureF
 def test_weight_decay_and_label_smoothing_are_set_at_every_update(tmp_path: Path) -> None:
     options = ["--lr-scheduler", "multisteplr", "--lr-milestones", "1", "6up", "--weight-decay", "3e-3,2e-3,0"]
     options += ["--norm-weight-decay", "1e-3,0@4up", "--label-smoothing", "0.2~0@10up", "--print-freq", "1"]
-    run([*PLAIN, *options, "--max-updates", "8", "--output-dir", str(tmp_path)])
+    applied: list[list[tuple[float, float]]] = []
+    finish = Step._finish
+
+    def finish_and_look(self: Step) -> None:
+        applied.append([(group["lr"], group["weight_decay"]) for group in self.optimizer.param_groups])
+        finish(self)
+
+    loss = mock.Mock(wraps=step.F.cross_entropy)
+    with mock.patch.object(Step, "_finish", finish_and_look), mock.patch.object(step.F, "cross_entropy", loss):
+        run([*PLAIN, *options, "--max-updates", "8", "--output-dir", str(tmp_path)])
+    rates, decays = [0.05] * BATCHES_AN_EPOCH + [0.005, 5e-4, 5e-4], [3e-3] * BATCHES_AN_EPOCH + [2e-3, 0, 0]
+    of_norms = [1e-3] * 4 + [0] * 4
+    assert len(applied) == 8
+    for update, (others, norms) in enumerate(applied):
+        assert others == pytest.approx((rates[update], decays[update])) and norms[1] == of_norms[update]
+    smoothed = [call.kwargs["label_smoothing"] for call in loss.call_args_list if "label_smoothing" in call.kwargs]
+    assert smoothed == pytest.approx([0.2 - 0.02 * update for update in range(8)])
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     trained = [line for line in lines if "model0/train/top1" in line]
     assert [line["model0/train/weight_decay"] for line in trained] == [3e-3] * BATCHES_AN_EPOCH + [2e-3, 0, 0]

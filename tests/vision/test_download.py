@@ -16,6 +16,13 @@ CONTENT = bytes(range(256)) * 4000
 MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
+@pytest.fixture(autouse=True)
+def without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The servers are on this machine, whatever the environment says of the way to others."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
+
+
 def _try(url: str, path: Path, md5: str = MD5) -> Failure | None:
     try:
         download(url, path, md5=md5)

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import psutil
@@ -14,7 +15,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from codistill_ext import CodistillConfig, ModelGroups
 from codistill_ext.job.storage import load_checkpoint
@@ -24,7 +24,10 @@ from tests.ranks import run_ranks
 from tests.states import assert_same
 from tests.vision.small import PLAIN, final_state, run, write_folders
 from vision import preemption
+from vision.build import train_loader
 from vision.device import Place
+from vision.evaluate import validation_loader
+from vision.options import build_parser, parse_options
 from vision.preemption import Preemption, exit_code, ignore_signals
 from vision.trainer import Trainer
 
@@ -112,8 +115,9 @@ def test_signals_through_torchrun(tmp_path: Path) -> None:
         process = subprocess.Popen(started, cwd=ROOT, env=commands.environment(), start_new_session=True)
         children: list[psutil.Process] = []
         try:
+            deadline = time.monotonic() + 120
             while _lines(tmp_path / "left") < before + 10:
-                assert process.poll() is None
+                assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.05)
             children = psutil.Process(process.pid).children(recursive=True)
             for child in children if to_all else []:
@@ -121,6 +125,8 @@ def test_signals_through_torchrun(tmp_path: Path) -> None:
             process.send_signal(number)
             assert process.wait(timeout=60) == status
         finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                children = children or psutil.Process(process.pid).children(recursive=True)
             for left in (process, *children):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     left.kill()
@@ -252,7 +258,10 @@ def test_a_signal_because_another_rank_failed_is_not_kept(error: Exception, ends
 
 
 def test_loading_processes_outlive_the_signal() -> None:
-    batches = iter(DataLoader(range(40), num_workers=1, prefetch_factor=2, worker_init_fn=ignore_signals))
+    args = parse_options(build_parser(), [*PLAIN, "-j", "1"]).args
+    place, groups = Place.from_args(args), ModelGroups.create(CodistillConfig())
+    assert train_loader([0], args, SimpleNamespace(train=range(40)), place).worker_init_fn is ignore_signals
+    batches = iter(validation_loader(range(40), groups, place, batch_size=1, workers=1))
     seen = [next(batches).item()]
     for number in preemption.SIGNALS:
         os.kill(batches._workers[0].pid, number)

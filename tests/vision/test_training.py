@@ -18,6 +18,7 @@ from tests.ranks import run_ranks
 from tests.states import assert_same, without
 from tests.vision.small import BATCHES_AN_EPOCH, PLAIN, final_state, run, run_rank, write_folders
 from vision.report import Report
+from vision.run import _of_history
 from vision.train import main
 from vision.trainer import Trainer
 
@@ -107,7 +108,7 @@ def test_models_saved_at_different_updates_resume_at_the_common_one(tmp_path: Pa
         run_ranks(2, run_rank, [*options, "5"])
 
 
-def test_resume_of_another_run_names_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_of_another_run_names_what_differs(tmp_path: Path) -> None:
     run([*PLAIN, "--max-updates", "2", "--output-dir", str(tmp_path)])
     with pytest.raises(ValueError, match="already holds a run: continue it with --resume auto"):
         run([*PLAIN, "--output-dir", str(tmp_path)])
@@ -155,6 +156,14 @@ def test_the_learning_rate_moves_at_every_update(tmp_path: Path) -> None:
     rates = [line["model0/train/lr"] for line in lines if "model0/train/lr" in line]
     assert len(set(rates)) == 3 * BATCHES_AN_EPOCH
     assert max(rates) == rates[BATCHES_AN_EPOCH] == 0.05
+
+
+def test_what_a_run_says_of_its_history() -> None:
+    """The median of the last five validations, and the best of all, which comes first here."""
+    history = [{"top1": top1, "ema_top1": 100 - top1} for top1 in (90.0, 1.0, 2.0, 3.0, 4.0, 5.0)]
+    found = _of_history(history)
+    assert (found["median_top1"], found["best_top1"]) == (3, 90)
+    assert (found["best_ema_top1"], found["ema_top1"]) == (99, 95)
 
 
 @pytest.mark.real_python
