@@ -195,12 +195,12 @@ def sharded(rank: int, run: str) -> dict[str, Any]:
     optimizer.step()
     strategy.coupling.after_update()
     moved = [not torch.equal(old, new.full_tensor()) for old, new in zip(before, model.parameters(), strict=True)]
-    path = save_sharded(Path(run), strategy.coupling.parallel, optimizer)
+    path = save_sharded(Path(run), strategy.coupling, optimizer)
     changed = [parameter.full_tensor().clone() for parameter in model.parameters()]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    load_sharded(Path(run), strategy.coupling.parallel, optimizer)
+    load_sharded(Path(run), strategy.coupling, optimizer)
     loaded = [torch.equal(old, new.full_tensor()) for old, new in zip(changed, model.parameters(), strict=True)]
     told = {"peers": term.peers, "moved": any(moved), "loaded": path.is_dir() and all(loaded)}
     told |= {"saved": _message(lambda: fabric.save(strategy.directory(run) / "state.ckpt", {"model": model}))}
