@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +18,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import LogFormatter  # noqa: E402
 
 # Told apart without colour; with it, a palette that colour-blind readers can use (Okabe and Ito).
 STYLES: tuple[dict[str, Any], ...] = (
@@ -30,6 +32,7 @@ STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#E69F00", "linestyle": (0, (3, 1, 1, 1)), "marker": "*"},
 )
 MARKERS_A_LINE = 8
+LETTERS_A_LINE = 36  # of a label beside a panel
 LABELS = {
     "train/loss": "training loss (task)",
     "train/nll_loss": "training NLL",
@@ -95,6 +98,13 @@ def line(axis: Axes, xs: Sequence[float], ys: Sequence[float], index: int, name:
     axis.plot(xs, ys, label=name, markersize=4, markevery=(index % every, every), linewidth=1.4, **style)
 
 
+def log_scale(axis: Axes) -> None:
+    """With numbers as one says them, 6 and not 6 times ten to the 0."""
+    axis.set_yscale("log")
+    for set_formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        set_formatter(LogFormatter(labelOnlyBase=False))
+
+
 def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})  # so that the same runs give the same file
@@ -132,7 +142,7 @@ def draw_curves(runs: Runs, *, keys: Sequence[str], arms: Sequence[str]) -> Figu
             axis.fill_between(frame.index, low, high, color=STYLES[index % len(STYLES)]["color"], alpha=0.15)
         axis.set(xlabel="update", title=label(key))
         if "loss" in key:
-            axis.set_yscale("log")
+            log_scale(axis)
     axes[0].legend(fontsize="small")
     return figure
 
@@ -156,7 +166,7 @@ def draw_by(runs: Runs, *, x: str, y: str, lines: Mapping[str, str | Sequence[st
     axis.set_xscale("log")
     axis.set_xticks(list(ticks), labels=list(ticks.values()))
     axis.minorticks_off()
-    axis.set(xlabel=label(x), ylabel=label(y))
+    axis.set(xlabel=label(x), ylabel=textwrap.fill(label(y), LETTERS_A_LINE))
     axis.legend(fontsize="small")
     return figure
 

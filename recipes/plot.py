@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from recipes.figures import LABELS, line, panels, save
+from recipes.figures import LABELS, line, log_scale, panels, save
 from recipes.runs import Curve, read_curves
 
 # Of each panel, the keys that may be in it: the first one that a run has.
@@ -89,14 +89,12 @@ def draw(views: Sequence[View], path: Path) -> None:
         axis.set(xlabel="update", title=_label(panel, views))
         if panel[0] in _FROM_ZERO:
             axis.set_ylim(bottom=0)
-        if panel[0] in ("train/nll_loss", "train/codistill_loss", "train/lr"):
-            axis.set_yscale("symlog" if "codistill" in panel[0] else "log", **_linear_below(panel))
+        if panel[0] == "train/codistill_loss":
+            axis.set_yscale("symlog", linthresh=1e-3)  # it is zero before a burn-in ends
+        elif panel[0] in ("train/nll_loss", "train/lr"):
+            log_scale(axis)
     axes[0].legend(fontsize="small")
     save(figure, path)
-
-
-def _linear_below(panel: Sequence[str]) -> dict[str, float]:
-    return {"linthresh": 1e-3} if "codistill" in panel[0] else {}  # it is zero before a burn-in ends
 
 
 def _label(panel: Sequence[str], views: Sequence[View]) -> str:
