@@ -225,7 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.against is not None:
             if evaluation_of(options.against, result["test"]) is None:
                 print(table(evaluate(options.against, options)))
-            print(compare(options.run, options.against, result["test"], options.samples or SAMPLES)["table"])
+            print(compare(options.run, result, options.against, options.samples or SAMPLES)["table"])
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"translation.evaluate: {error}")
 

@@ -55,13 +55,13 @@ def check_alike(run: Path, evaluation: dict[str, Any], other: Path) -> None:
             )
 
 
-def compare(run: Path, other: Path, name: str, samples: int) -> dict[str, Any]:
+def compare(run: Path, evaluation: dict[str, Any], other: Path, samples: int) -> dict[str, Any]:
     """Every system of both runs against model 0 of the other one, by paired bootstrap; both have been evaluated.
 
     Raises:
         ValueError: they were not evaluated on the same sentences, or not alike.
     """
-    evaluation = json.loads((run / FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    name = evaluation["test"]
     check_alike(run, evaluation, other)
     references = [_evaluated(one, name, "reference*") for one in (run, other)]
     if list(references[0].values()) != list(references[1].values()):
