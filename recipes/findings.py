@@ -27,6 +27,7 @@ seeds say little about a contrast's own noise: that of accuracies is then taken 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,8 @@ from scipy import stats
 CONFIDENCE = 0.95
 ENOUGH_SEEDS = 8  # for a contrast's own noise
 ERRATIC = 10  # times the median variance within an arm: one that failed in some seeds says nothing about the others
+FEW = 2  # degrees of freedom: too few for a variance of its own
+ROUNDING = 1e-6
 _WITH_MARGIN = ("zero", "not negative")
 Verdict = Literal["seen", "not seen", "the opposite", "not yet run", "one seed"]
 
@@ -92,39 +95,66 @@ class Result:
 
 @dataclass(frozen=True)
 class Noise:
-    """Standard deviation of a run's measure that neither its arm nor its seed explains, with degrees of freedom."""
+    """Variance of a run's measure that neither its arm nor its seed explains.
 
-    sd: float
-    freedom: int
+    Args:
+        sizes: how many models a run of an arm has. Runs of as many are as noisy: a mean of two models has less noise
+            than one model.
+        variances: by that number, with degrees of freedom.
+        freedom: of all residuals.
+    """
+
+    sizes: Mapping[str, int]
+    variances: Mapping[int, tuple[float, float]]
+    freedom: float
 
     @classmethod
     def of(cls, table: pandas.DataFrame, measure: str, arms: Iterable[str]) -> Noise | None:
         """Residuals of a least-squares fit of an effect an arm and one a seed (of each part of the data), or None.
 
         Of all arms that are trained on as many data as one of ``arms``, since fewer data make more noise. An arm whose
-        own variance is more than ``ERRATIC`` times the median one is left out.
+        own variance is more than ``ERRATIC`` times the median one is left out. Runs of as many models that have less
+        than ``FEW`` degrees of freedom among them have the variance of all.
         """
         if measure not in table:
             return None
         rows = table.dropna(subset=[measure])
+        rows = rows.assign(
+            part=rows["train_fraction"].astype(str) if "train_fraction" in rows else "",
+            size=rows["codistill_models"].fillna(1).astype(int) if "codistill_models" in rows else 1,
+        )
+        sizes = dict(zip(rows["arm"], rows["size"], strict=True))
+        rows = rows[rows["part"].isin(rows["part"][rows["arm"].isin(list(arms))])]
         if "name" in rows:
             rows = rows.drop_duplicates("name")  # an arm under two names is one run all the same
-        part = pandas.Series("", index=rows.index)
-        if "train_fraction" in rows:
-            part = rows["train_fraction"].astype(str)
-            alike = part.isin(part[rows["arm"].isin(list(arms))])
-            rows, part = rows[alike], part[alike]
         variances = rows.groupby("arm")[measure].var()
-        erratic = rows["arm"].map(variances) > ERRATIC * variances.median()
-        rows, part = rows[~erratic], part[~erratic]
-        effects = {"arm": rows["arm"], "seed": rows["seed"].astype(str) + " " + part}
+        rows = rows[~(rows["arm"].map(variances) > ERRATIC * variances.median())]
+        effects = {"arm": rows["arm"], "seed": rows["seed"].astype(str) + " " + rows["part"]}
         design = pandas.get_dummies(pandas.DataFrame(effects)).to_numpy(dtype=float)
         values = rows[measure].to_numpy(dtype=float)
-        fit, _, rank, _ = numpy.linalg.lstsq(design, values, rcond=None)
-        freedom = len(values) - int(rank)
-        if freedom < 1:
+        explained = design @ numpy.linalg.pinv(design)
+        squares, free = (values - explained @ values) ** 2, 1 - numpy.diag(explained)
+        if free.sum() < 1 - ROUNDING:
             return None
-        return cls(float(numpy.sqrt(((values - design @ fit) ** 2).sum() / freedom)), freedom)
+        total = float(free.sum())
+        of_size = {}
+        for size in set(sizes.values()):
+            chosen = (rows["size"] == size).to_numpy()
+            freedom = float(free[chosen].sum())
+            enough = freedom >= FEW - ROUNDING
+            of_size[size] = (float((squares[chosen] if enough else squares).sum()), freedom if enough else total)
+        return cls(sizes, {size: (square / freedom, freedom) for size, (square, freedom) in of_size.items()}, total)
+
+    def of_mean(self, contrast: Mapping[str, float], seeds: int) -> tuple[float, float]:
+        """Standard error of a contrast's mean over seeds, with its degrees of freedom (Welch and Satterthwaite)."""
+        parts: Counter[int] = Counter()
+        for arm, weight in contrast.items():
+            size = self.sizes[arm]
+            parts[size] += weight**2 * self.variances[size][0] / seeds
+        total = sum(parts.values())
+        uncertain = sum(part**2 / self.variances[size][1] for size, part in parts.items())
+        freedom = total**2 / uncertain if uncertain else sum(self.variances[size][1] for size in parts)
+        return math.sqrt(total), min(freedom, self.freedom)  # the variance of all is of the same residuals as another
 
 
 def read_findings(path: Path) -> list[Finding]:
@@ -139,10 +169,11 @@ def read_findings(path: Path) -> list[Finding]:
         raise ValueError(f"{path} is not a list of findings as recipes/findings.py describes it: {error}") from error
 
 
-def read_aliases(path: Path) -> dict[str, dict[str, str]]:
-    """By dataset, what an arm is called as well: ``aliases: {imagenet: {data_k1_all_reduce: all_reduce}}``."""
-    aliases: dict[str, dict[str, str]] = yaml.safe_load(path.read_text(encoding="utf-8")).get("aliases", {})
-    return aliases
+def read_aliases(path: Path, datasets: Iterable[str]) -> dict[str, str]:
+    """What arms are called as well, on those of the datasets that the file says it for:
+    ``aliases: {imagenet: {data_k1_all_reduce: all_reduce}}``."""
+    by_dataset: dict[str, dict[str, str]] = yaml.safe_load(path.read_text(encoding="utf-8")).get("aliases", {})
+    return {alias: arm for name in datasets for alias, arm in by_dataset.get(name, {}).items()}
 
 
 def _finding(entry: Mapping[str, Any]) -> Finding:
@@ -177,14 +208,13 @@ def examine(table: pandas.DataFrame, claim: Claim) -> Result:
     if seeds < 2:
         verdict: Verdict = "one seed" if seeds else "not yet run"
         return Result(mean=mean, se=math.nan, low=math.nan, high=math.nan, seeds=seeds, verdict=verdict)
-    se, freedom, pooled = float(values.sem()), seeds - 1, False
+    se, freedom, pooled = float(values.sem()), float(seeds - 1), False
     few = seeds < ENOUGH_SEEDS and claim.measure.endswith("top1") and not claim.measure_of
     noise = Noise.of(table, claim.measure, claim.contrast) if few else None
-    if noise is not None and noise.freedom > freedom:
-        squares = sum(weight**2 for weight in claim.contrast.values())
-        common = noise.sd * math.sqrt(squares / seeds)
-        if se <= common * math.sqrt(stats.f.ppf(CONFIDENCE, freedom, noise.freedom)):
-            se, freedom, pooled = common, noise.freedom, True
+    if noise is not None:
+        common, more = noise.of_mean(claim.contrast, seeds)
+        if more > freedom and se <= common * math.sqrt(stats.f.ppf(CONFIDENCE, freedom, more)):
+            se, freedom, pooled = common, more, True
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * se
     verdict = judge(claim, mean - half, mean + half)
     return Result(mean=mean, se=se, low=mean - half, high=mean + half, seeds=seeds, verdict=verdict, pooled=pooled)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,25 @@ CURVE_COLUMNS = ("name", "arm", "seed", "model", "key", "update", "value")
 
 @dataclass(frozen=True)
 class Runs:
-    """``table``: options, final figures, ``arm`` and ``seed`` of each run. ``curves``: see CURVE_COLUMNS."""
+    """``table``: options, final figures, ``arm`` and ``seed`` of each run. ``curves``: see CURVE_COLUMNS. ``failed``:
+    seeds, by arm, of runs that the runner has given up."""
 
     table: pandas.DataFrame
     curves: pandas.DataFrame
+    failed: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
-    def with_aliases(self, aliases: Mapping[str, Mapping[str, str]]) -> Runs:
-        """An arm's runs once more under another name, of the dataset that this is said for."""
-        table, curves = [self.table], [self.curves]
-        for dataset, names in aliases.items():
-            if "dataset" not in self.table:
+    def with_aliases(self, aliases: Mapping[str, str]) -> Runs:
+        """An arm's runs once more under another name: ``{alias: arm}``."""
+        table, curves, failed = [self.table], [self.curves], dict(self.failed)
+        for alias, arm in aliases.items():
+            chosen = self.table[self.table["arm"] == arm]
+            if alias in set(self.table["arm"]):
                 continue
-            for alias, arm in names.items():
-                chosen = self.table[(self.table["arm"] == arm) & (self.table["dataset"] == dataset)]
-                if chosen.empty or alias in set(self.table["arm"]):
-                    continue
+            failed |= {alias: self.failed[arm]} if arm in self.failed else {}
+            if not chosen.empty:
                 table.append(chosen.assign(arm=alias))
                 curves.append(self.curves[self.curves["name"].isin(chosen["name"])].assign(arm=alias))
-        return Runs(*(pandas.concat(parts, ignore_index=True) for parts in (table, curves)))
+        return Runs(*(pandas.concat(parts, ignore_index=True) for parts in (table, curves)), failed)
 
 
 def load_runs(path: Path) -> Runs:
@@ -49,13 +50,16 @@ def load_runs(path: Path) -> Runs:
     Raises:
         ValueError: there are none, or runs of one arm had other options.
     """
-    raws = list(_read_all(path))
+    raws, failures = list(_read_all(path)), list(_read_failures(path))
     if not raws:
         raise ValueError(f"{path} holds neither run directories with a summary.json nor raw summaries (*.json)")
     _check_alike(raws)
     table = pandas.DataFrame([_row(raw) for raw in raws]).sort_values(["arm", "seed"], ignore_index=True)
     curves = pandas.DataFrame([point for raw in raws for point in _points(raw)], columns=list(CURVE_COLUMNS))
-    return Runs(table, curves)
+    failed = {
+        raw["arm"]: frozenset(other["seed"] for other in failures if other["arm"] == raw["arm"]) for raw in failures
+    }
+    return Runs(table, curves, failed)
 
 
 def _check_alike(raws: Iterable[dict[str, Any]]) -> None:
@@ -92,6 +96,14 @@ def _read_all(path: Path) -> Iterator[dict[str, Any]]:
             yield raw
 
 
+def _read_failures(path: Path) -> Iterator[dict[str, Any]]:
+    """What the runner keeps of runs that it has given up."""
+    for file in sorted(path.glob("*.json")):
+        raw = read_json(file, "")
+        if isinstance(raw, dict) and {"failed", "arm", "seed"} <= raw.keys():
+            yield raw
+
+
 def about_directory(directory: Path) -> dict[str, Any]:
     """Name, arm and seed of a run directory: ``adjusted-s3`` is seed 3 of the arm ``adjusted``."""
     match = _SEED.fullmatch(directory.name)
@@ -108,6 +120,8 @@ def _row(raw: dict[str, Any]) -> dict[str, Any]:
     for name in set(_last_names(models)) - raw["args"].keys():  # an option keeps its name: --lr, not the last update's
         values = [model["last"][name] for model in models if name in model.get("last", {})]
         row[name] = sum(values) / len(values)
+    if all("valid_loss" in model for model in models):
+        row["mean_valid_loss"] = sum(model["valid_loss"] for model in models) / len(models)
     if work := raw["finals"].get("work"):
         row["images_an_update"] = work["batch_of_a_model"] * work["models"]
         row["images_a_worker"] = raw["args"]["batch_size"] * raw["args"]["accumulate"]

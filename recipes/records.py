@@ -41,9 +41,9 @@ class Record:
 
     @classmethod
     def _kept(cls, raw: Mapping[str, Any]) -> Record:
-        last = {"commit": raw["commit"], "status": 0, "seconds": raw["run_seconds"]}  # only what has ended well is kept
+        last = {"commit": raw["commit"], "status": raw.get("failed", 0), "seconds": raw["run_seconds"]}
         attempts: list[dict[str, Any]] = [{"seconds": 0.0} for _ in range(raw["attempts"] - 1)] + [last]
-        return cls(command=shlex.split(raw["command"]), attempts=attempts, has_summary=True)
+        return cls(command=shlex.split(raw["command"]), attempts=attempts, has_summary="failed" not in raw)
 
     def _write(self, run: Run) -> None:
         values = {"command": self.command, "attempts": self.attempts}

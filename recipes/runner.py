@@ -5,7 +5,8 @@
 
 A run takes as many slots as it has processes, and all of them if it has more. What has ended with the same command, in
 the plan's output or among the summaries, is not run again; what was interrupted is started again, and continues if its
-command says ``--resume auto``; what fails is tried once more, and each attempt's output is kept. While the pause file
+command says ``--resume auto``; what fails is tried once more, and each attempt's output is kept; what fails again is
+among the summaries, too, as failed, so that no table is without it. While the pause file
 exists everything is frozen: the way to have the machine alone, since Linux weighs niceness inside a session only where
 autogroups are on. When the runner is ended (SIGTERM, Ctrl-C) so are its runs. Run it from the checkout whose code is
 to be measured.
@@ -25,7 +26,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from recipes.plan import Plan, Run, read_plan
 from recipes.processes import ProcessTree
@@ -111,6 +112,8 @@ class Runner:
             _say(f"FAILED {run.name} with status {status}{', trying again' if again else ''}: see {run.directory}")
             if again:
                 self.waiting.insert(0, run)
+            elif self.summaries is not None:
+                write_raw_summary(self.summaries / f"{run.name}.json", self._about(run) | {"failed": status})
 
     def _end_attempt(self, active: _Active, *, interrupted: bool = False) -> float:
         seconds = time.monotonic() - active.started - active.paused_s
@@ -120,9 +123,12 @@ class Runner:
 
     def _keep(self, run: Run) -> None:
         if self.summaries is not None:
-            about = {"name": run.name, "arm": run.arm, "group": run.group, "seed": run.seed}
-            about |= Record.read(run).about()
-            write_raw_summary(self.summaries / f"{run.name}.json", raw_summary(run.directory, about))
+            write_raw_summary(self.summaries / f"{run.name}.json", raw_summary(run.directory, self._about(run)))
+
+    @staticmethod
+    def _about(run: Run) -> dict[str, Any]:
+        own = {"name": run.name, "arm": run.arm, "group": run.group, "seed": run.seed}
+        return own | Record.read(run).about()
 
     def _start(self) -> None:
         """In the plan's order: a run that needs more slots than are free is waited for, not overtaken."""

@@ -35,10 +35,11 @@ class Planned:
     seeds: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, path: Path | None) -> Planned:
+    def of(cls, path: Path | None, aliases: Mapping[str, str]) -> Planned:
         seeds: dict[str, set[int]] = {}
         for run in read_plan(path).runs if path is not None else ():
             seeds.setdefault(run.arm, set()).add(run.seed)
+        seeds = {alias: seeds[arm] for alias, arm in aliases.items() if arm in seeds} | seeds
         return cls({arm: frozenset(chosen) for arm, chosen in seeds.items()})
 
     def common(self, arms: Sequence[str]) -> int:
@@ -49,16 +50,16 @@ class Planned:
 
 def report(runs: Runs, findings: Sequence[Finding], planned: Planned, out: Path) -> str:
     """Everything as Markdown; the figures are drawn into ``out``."""
-    sections = [_overview(runs.table, findings, planned)]
+    sections = [_overview(runs, findings, planned)]
     for finding in findings:
         sections.append("\n\n".join(_section(runs, finding, planned, out)))
     return "\n\n".join(sections) + "\n"
 
 
-def _overview(table: pandas.DataFrame, findings: Sequence[Finding], planned: Planned) -> str:
+def _overview(runs: Runs, findings: Sequence[Finding], planned: Planned) -> str:
     """A row a claim: what was compared, by how much they differ, and the verdict."""
     rows = [
-        (finding.id, claim.text, _formula(claim), *_outcome(examine(table, claim), claim, planned))
+        (finding.id, claim.text, _formula(claim), *_outcome(examine(runs.table, claim), claim, planned, runs.failed))
         for finding in findings
         for claim in finding.claims
     ]
@@ -76,18 +77,26 @@ def _formula(claim: Claim) -> str:
     return f"{claim.measure}: " + " ".join(terms).removeprefix("+ ")
 
 
-def _outcome(result: Result, claim: Claim, planned: Planned) -> tuple[str, str, str, str, str]:
+def _outcome(
+    result: Result, claim: Claim, planned: Planned, failed: Mapping[str, frozenset[int]]
+) -> tuple[str, str, str, str, str]:
     places = DECIMALS.get(claim.measure, 2)
     of = planned.common(list(claim.contrast))
-    seeds = f"{result.seeds} of {of}" if of else str(result.seeds)
+    lost = len(frozenset[int]().union(*(failed.get(arm, frozenset()) for arm in claim.contrast)))
+    seeds = _seeds(result.seeds, of, lost)
     verdict = result.verdict
     if not result.seeds:
         return "", "", "", seeds, f"**{verdict}**"
     if result.seeds < 2:
         return f"{result.mean:+.{places}f}", "", "", seeds, f"{verdict}, no verdict"
-    said = f"**{verdict}**" if result.seeds >= of else f"{verdict} so far"
+    said = f"**{verdict}**" if result.seeds + lost >= of else f"{verdict} so far"
     interval = f"{result.low:+.{places}f} to {result.high:+.{places}f}"
     return f"{result.mean:+.{places}f}", f"{result.se:.{places}f}{' (all arms)' * result.pooled}", interval, seeds, said
+
+
+def _seeds(done: int, planned: int, failed: int) -> str:
+    """``2 of 3, 1 failed``."""
+    return f"{done}{f' of {planned}' if planned else ''}{f', {failed} failed' if failed else ''}"
 
 
 def _section(runs: Runs, finding: Finding, planned: Planned, out: Path) -> Iterator[str]:
@@ -96,7 +105,7 @@ def _section(runs: Runs, finding: Finding, planned: Planned, out: Path) -> Itera
         yield f"The paper: {finding.paper}"
     if finding.note:
         yield finding.note.strip()
-    yield arms_table(runs.table, finding, planned)
+    yield arms_table(runs, finding, planned)
     for figure in finding.figures:
         options = {key: value for key, value in figure.items() if key not in ("file", "kind")}
         drawn = draw_curves(runs, **options) if figure["kind"] == "curves" else draw_by(runs, **options)
@@ -105,13 +114,12 @@ def _section(runs: Runs, finding: Finding, planned: Planned, out: Path) -> Itera
             yield f"![{finding.title}](figures/{figure['file']})"
 
 
-def arms_table(table: pandas.DataFrame, finding: Finding, planned: Planned) -> str:
+def arms_table(runs: Runs, finding: Finding, planned: Planned) -> str:
     """A row an arm: each measure as mean ± standard deviation (standard error), and the number of seeds."""
     rows = []
-    for arm in matching([*planned.seeds, *table["arm"]], finding.arms):
-        chosen = table[table["arm"] == arm]
-        of = len(planned.seeds.get(arm, ()))
-        seeds = f"{len(chosen)} of {of}" if of else str(len(chosen))
+    for arm in matching([*planned.seeds, *runs.table["arm"], *runs.failed], finding.arms):
+        chosen = runs.table[runs.table["arm"] == arm]
+        seeds = _seeds(len(chosen), len(planned.seeds.get(arm, ())), len(runs.failed.get(arm, ())))
         papers = (figures.get(arm, "") for figures in finding.papers.values())
         rows.append((arm, seeds, *(_cell(chosen, measure) for measure in finding.columns), *papers))
     if not rows:
@@ -127,9 +135,11 @@ def _cell(chosen: pandas.DataFrame, measure: str) -> str:
         return ""
     (row,) = by_arm(chosen, measure).to_dict("records")
     places = DECIMALS.get(measure, 2)
+    without = len(chosen) - row["seeds"]  # a training that went to infinity has no loss
+    of = f", {without} without" if without else ""
     if row["seeds"] < 2:
-        return f"{row['mean']:.{places}f}"
-    return f"{row['mean']:.{places}f} ± {row['sd']:.{places}f} ({row['se']:.{places}f})"
+        return f"{row['mean']:.{places}f}{of}"
+    return f"{row['mean']:.{places}f} ± {row['sd']:.{places}f} ({row['se']:.{places}f}){of}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -146,8 +156,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     try:
-        runs = load_runs(args.runs).with_aliases(read_aliases(args.findings))
-        text = report(runs, read_findings(args.findings), Planned.of(args.plan), args.out)
+        runs = load_runs(args.runs)
+        datasets = runs.table["dataset"].dropna().unique() if "dataset" in runs.table else ()
+        aliases = read_aliases(args.findings, datasets)
+        planned = Planned.of(args.plan, aliases)
+        text = report(runs.with_aliases(aliases), read_findings(args.findings), planned, args.out)
     except ValueError as error:
         parser.error(str(error))
     print(text)

@@ -77,7 +77,7 @@ class Report:
         """
         train = self._since_validation.means(self.groups)
         valid = self._evaluate()
-        self._save_weights(valid)
+        self._save_weights(valid, keep=keep)
         state = self._distance() | self._bytes() | {"images": self.budget.images(update)}
         seconds = time.perf_counter() - self._validated_at
         names = {"valid_loss": "valid/loss"}
@@ -100,15 +100,21 @@ class Report:
         average = evaluate(self.ema.module, self.valid_loader, self.groups, self.place)
         return valid | {f"ema_{name}": value for name, value in average.items()}
 
-    def _save_weights(self, valid: dict[str, float]) -> None:
-        """Bare weights, for any program: the last ones, and the best ones by top-1, the first of equals."""
+    def _save_weights(self, valid: dict[str, float], *, keep: bool) -> None:
+        """Bare weights, for any program: the last ones, and the best ones by top-1, the first of equals.
+
+        What is only an interruption is not among those that the best ones are chosen from, or a run that is continued
+        would have others than one that is not; before the first of those there is nothing better, and the next one
+        replaces it.
+        """
         if not self.groups.is_lead:
             return
         modules = {"": self.model.plain} if self.ema is None else {"": self.model.plain, "ema_": self.ema.module}
         for prefix, module in modules.items():
             last = self.log.model_dir / f"{prefix}last.pt"
             checkpointing.save_weights(last, module)
-            if valid[f"{prefix}top1"] > max((record[f"{prefix}top1"] for record in self.history), default=-1.0):
+            known = [record[f"{prefix}top1"] for record in self.history]
+            if not known or (keep and valid[f"{prefix}top1"] > max(known)):
                 best = last.with_name(f"{prefix}best.pt")
                 with writing(best):
                     put_in_place(last, best)

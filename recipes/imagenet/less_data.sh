@@ -3,7 +3,7 @@
 #
 # An epoch keeps the length of the full data, so that 90 of them are 90 k passes over the part.
 # Cost: for each k 16 V100 for 2.5, 2.5, 3.3, 3.3 and 2.5 hours (as all_reduce.sh and out_of_box.sh).
-# Should show: codistilled_adjusted minus all_reduce grows with k [paper, a figure without numbers].
+# Should show: codistilled_adjusted minus all_reduce grows with k [paper; its numbers are unknown to us].
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 MAIN=$FRACTION
 for k in 1 2 4 8 16; do

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-from recipes.findings import Claim, Noise, examine, judge, read_findings
+from recipes.findings import Claim, Noise, examine, judge, read_aliases, read_findings
 from recipes.frames import about_directory, by_arm, load_runs
 from recipes.runs import raw_summary, write_raw_summary
 from tests.recipes.made_up import write_run
@@ -64,8 +64,22 @@ def test_the_noise_of_all_arms_is_what_arms_and_seeds_do_not_explain() -> None:
     d = 0.3
     arms = table(a=[1.0 + d, 2.0 - d, 3.0], b=[5.0 - d, 6.0 + d, 7.0])
     noise = Noise.of(arms, "m", ["a"])
-    assert noise is not None and noise.freedom == 2
-    assert noise.sd == pytest.approx(math.sqrt(4 * d**2 / 2))
+    assert noise is not None and noise.of_mean({"a": 1}, 1) == pytest.approx((math.sqrt(4 * d**2 / 2), 2))
+
+
+def test_means_of_two_models_have_a_noise_of_their_own() -> None:
+    """Four arms, residuals +-d of the first two and +-e of the others, each half of the 12 - 4 - 3 + 1 degrees."""
+    d, e = 0.6, 0.2
+    arms = table(a=[d, -d, 0.0], b=[-d, d, 0.0], c=[5 + e, 5 - e, 5.0], p=[5 - e, 5 + e, 5.0])
+    arms["codistill_models"] = arms["arm"].map({"a": 1, "b": 1, "c": 2, "p": 2})
+    noise = Noise.of(arms, "m", ["a", "c"])
+    assert noise is not None
+    assert noise.of_mean({"a": 1, "b": -1}, 3) == pytest.approx((math.sqrt(2 * 4 * d**2 / 3 / 3), 3))
+    freedom = 3 * (d**2 + e**2) ** 2 / (d**4 + e**4)
+    assert noise.of_mean({"a": 1, "c": -1}, 3) == pytest.approx((math.sqrt(4 * (d**2 + e**2) / 3 / 3), freedom))
+    seed_0 = arms[(arms["codistill_models"] == 1) | (arms["seed"] == 0)]  # too few pairs to say anything of them
+    alike = Noise.of(seed_0, "m", ["a", "c"])
+    assert alike is not None and alike.of_mean({"a": 1}, 1) == pytest.approx(alike.of_mean({"c": 1}, 1))
 
 
 def test_few_seeds_of_an_accuracy_use_the_noise_of_all_arms() -> None:
@@ -73,9 +87,11 @@ def test_few_seeds_of_an_accuracy_use_the_noise_of_all_arms() -> None:
     arms = arms.rename(columns={"m": "top1"})
     wanted = Claim(text="c", measure="top1", contrast={"a": 1, "b": -1}, expect="positive")
     noise = Noise.of(arms, "top1", ["a", "b"])
-    assert noise is not None and noise.freedom == 12 - 4 - 3 + 1
+    assert noise is not None
+    sd, freedom = noise.of_mean({"a": 1}, 1)
+    assert freedom == pytest.approx(12 - 4 - 3 + 1)
     result = examine(arms, wanted)
-    assert result.pooled and result.se == pytest.approx(noise.sd * math.sqrt(2 / 3)) and result.verdict == "seen"
+    assert result.pooled and result.se == pytest.approx(sd * math.sqrt(2 / 3)) and result.verdict == "seen"
 
 
 def test_the_noise_of_other_parts_of_the_data_is_another() -> None:
@@ -87,15 +103,16 @@ def test_the_noise_of_other_parts_of_the_data_is_another() -> None:
     arms["train_fraction"] = arms["arm"].map({"a": "1/16", "b": "1/16", "c": "1/8", "d": "1/8"})
     for names, sd in (("ab", 1.0 * math.sqrt(2)), ("cd", 0.1 * math.sqrt(2))):
         noise = Noise.of(arms, "m", names)
-        assert noise is not None and noise.freedom == 2 and noise.sd == pytest.approx(sd)
+        assert noise is not None and noise.of_mean({names[0]: 1}, 1) == pytest.approx((sd, 2))
     both = Noise.of(arms, "m", "ac")
-    assert both is not None and both.freedom == 4 and both.sd == pytest.approx(math.sqrt((2 * 2 + 2 * 0.02) / 4))
+    assert both is not None and both.of_mean({"a": 1}, 1) == pytest.approx((math.sqrt((2 * 2 + 2 * 0.02) / 4), 4))
 
 
 def test_an_arm_that_fails_in_one_seed_is_no_noise_of_the_others() -> None:
     values = {"a": [1.1, 1.9, 3.0], "b": [0.0, 1.0, 2.0], "c": [7.1, 8.0, 9.0], "d": [4.0, 5.1, 6.0]}
     without, failed = (Noise.of(table(**values, **more), "m", "a") for more in ({}, {"e": [70.0, 71.0, 10.0]}))
-    assert without is not None and failed == without
+    assert without is not None and failed is not None
+    assert failed.of_mean({"e": 1}, 1) == pytest.approx(without.of_mean({"a": 1}, 1))
 
 
 def test_a_contrast_that_is_plainly_noisier_keeps_its_own_noise() -> None:
@@ -168,8 +185,9 @@ def test_an_arm_may_have_a_measure_of_its_own() -> None:
 
 def test_an_arm_that_is_another_one_as_well(tmp_path: Path) -> None:
     write_run(tmp_path, "one", 0, top1=70.0, train_loss=0.5, args={"dataset": "imagenet"})
-    aliases = {"imagenet": {"part_1": "one"}, "cifar10": {"part_8": "one"}}
-    runs = load_runs(tmp_path).with_aliases(aliases)
+    path = tmp_path / "findings.yaml"
+    path.write_text("aliases: {imagenet: {part_1: one, part_0: none}, cifar10: {part_8: one}}")
+    runs = load_runs(tmp_path).with_aliases(read_aliases(path, ["imagenet"]))
     assert runs.table[["arm", "top1"]].to_numpy().tolist() == [["one", 70.0], ["part_1", 70.0]]
     assert set(runs.curves["arm"]) == {"one", "part_1"} and len(runs.curves) % 2 == 0
 
@@ -198,8 +216,11 @@ def test_noise_counts_a_run_under_two_names_once(tmp_path: Path) -> None:
             top1 = 70.0 + (seed == 1 and arm == "one")
             write_run(tmp_path, arm, seed, top1=top1, train_loss=0.5, args={"dataset": "imagenet"})
     runs = load_runs(tmp_path)
-    twice = runs.with_aliases({"imagenet": {"alias": "one", "two": "one"}})  # the second is there already
-    assert len(twice.table) == 9 and Noise.of(twice.table, "top1", ["one"]) == Noise.of(runs.table, "top1", ["one"])
+    twice = runs.with_aliases({"alias": "one", "two": "one"})  # the second is there already
+    assert len(twice.table) == 9
+    once, alias = Noise.of(runs.table, "top1", ["one"]), Noise.of(twice.table, "top1", ["alias"])
+    assert once is not None and alias is not None and alias.variances == once.variances
+    assert alias.of_mean({"alias": 1}, 3) == once.of_mean({"one": 1}, 3)
 
 
 def test_a_directory_without_runs_is_a_mistake(tmp_path: Path) -> None:

@@ -102,6 +102,12 @@ def test_a_failed_run_is_tried_once_more_and_the_others_go_on(tmp_path: Path, jo
     assert [Record.read(run).state() for run in runs] == ["failed", "done", "done"]
     assert "this is why" in (runs[0].directory / "attempt2.log").read_text()
     assert "3 runs: 2 done, 1 failed" in overview(Plan(output=tmp_path, runs=runs))
+    kept = json.loads((tmp_path / "kept" / "a.json").read_text())
+    assert (kept["arm"], kept["seed"], kept["failed"], kept["attempts"]) == ("a", 0, 1, 2)
+    shutil.rmtree(runs[0].directory)  # as in a clone, where it is tried once more
+    assert "3 runs: 2 done, 1 failed" in overview(Plan(output=tmp_path, runs=runs), tmp_path / "kept")
+    work(job("a", "fail"), slots=1)
+    assert started(tmp_path)[5:] == ["a", "a"]
 
 
 def test_a_run_of_two_processes_waits_for_two_slots(tmp_path: Path, job, work) -> None:

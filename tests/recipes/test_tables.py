@@ -1,5 +1,7 @@
 """Tables and figures from made-up runs."""
 
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image, ImageChops
 from recipes import tables
 from recipes.figures import draw_by, draw_curves, mean_curve
 from recipes.frames import load_runs
+from recipes.runs import write_raw_summary
 from tests.recipes.made_up import UPDATES, write_run
 
 FINDINGS = """
@@ -63,11 +66,12 @@ def cells(text: str, *begin: str) -> list[str]:
 
 def test_the_report_has_means_deviations_errors_and_verdicts(runs: Path) -> None:
     text = call(runs)
-    # Differences 1.5, 2.5, 3.5: mean 2.5. Residuals of the three arms in the outer seeds 1/3, -2/3, 1/3: their squares
-    # sum up to 4/3, with 4 degrees of freedom; standard error sqrt(1/3 * 2/3), t = 2.776.
+    # Differences 1.5, 2.5, 3.5: mean 2.5. Residuals of the three arms in the outer seeds 1/3, -2/3, 1/3, with 4 degrees
+    # of freedom. One model alone has a third of them, too few: its variance is that of all, 4/3 by 4; that of two
+    # models is 10/9 by 8/3. Standard error sqrt((1/3 + 5/12) / 3), t = 2.776.
     formula = "mean_top1: two - one"
     assert cells(text, "1", "higher accuracy", formula) == [
-        *("+2.50", "0.47 (all arms)", "+1.19 to +3.81", "3", "**seen**")
+        *("+2.50", "0.50 (all arms)", "+1.11 to +3.89", "3", "**seen**")
     ]
     assert cells(text, "2", "more accurate")[-2:] == ["0", "**not yet run**"]
     assert cells(text, "one") == ["3", "72.00 ± 2.00 (1.15)", "0.250 ± 0.000 (0.000)", ""]
@@ -80,6 +84,20 @@ def test_a_plan_says_how_much_is_missing(runs: Path) -> None:
     assert cells(text, "1", "higher accuracy")[-2:] == ["3 of 4", "seen so far"]
     assert cells(text, "2", "more accurate")[-2:] == ["0 of 4", "**not yet run**"]
     assert cells(text, "three") == ["0 of 4", ""]
+
+
+def test_a_failed_run_and_a_loss_that_is_no_number_are_told(runs: Path) -> None:
+    failure = {"name": "three-s0", "arm": "three", "seed": 0, "failed": 1}
+    for arm, seed in (("two", 3), ("three", 0)):
+        write_raw_summary(runs / "runs" / f"{arm}-s{seed}.json", failure | {"arm": arm, "seed": seed})
+    summary = json.loads((runs / "runs/one-s2/summary.json").read_text())
+    summary["models"][0]["history"][-1]["train_loss"] = math.nan
+    (runs / "runs/one-s2/summary.json").write_text(json.dumps(summary))
+    text = call(runs, "--plan", str(runs / "plan.yaml"))
+    assert cells(text, "1", "higher accuracy")[-2:] == ["3 of 4, 1 failed", "**seen**"], "all have been tried"
+    assert cells(text, "2", "more accurate")[-2] == "0 of 4, 2 failed"
+    assert cells(text, "two")[0] == "3 of 4, 1 failed" and cells(text, "three")[0] == "0 of 4, 1 failed"
+    assert cells(text, "one")[2] == "0.250 ± 0.000 (0.000), 1 without"
 
 
 def test_a_page_with_a_mark_keeps_what_is_before_it(runs: Path) -> None:

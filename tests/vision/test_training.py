@@ -130,6 +130,19 @@ def test_a_run_that_goes_on_elsewhere_takes_its_best_weights_along(tmp_path: Pat
     assert (tmp_path / "second/model0/ema_best.pt").is_file()
 
 
+def test_an_interruption_is_none_of_those_that_the_best_weights_are_chosen_from(tmp_path: Path) -> None:
+    """Epochs end with 40 and 45 %; the run stops between them, at 99."""
+    tops = iter([40.0, 99.0, 45.0])
+    with mock.patch.object(Report, "_evaluate", lambda _: {"top1": next(tops), "valid_loss": 1.0}):
+        for updates in (BATCHES_AN_EPOCH + 1, 2 * BATCHES_AN_EPOCH):
+            run([*PLAIN, "--output-dir", str(tmp_path), "--resume", "auto", "--max-updates", str(updates)])
+    best, last = (torch.load(tmp_path / f"model0/{name}.pt", weights_only=True) for name in ("best", "last"))
+    assert_same(best, last)
+    with mock.patch.object(Report, "_evaluate", lambda _: {"top1": 99.0, "valid_loss": 1.0}):
+        run([*PLAIN, "--output-dir", str(tmp_path), "--resume", "auto", "--max-updates", str(2 * BATCHES_AN_EPOCH + 1)])
+    assert_same(best, torch.load(tmp_path / "model0/best.pt", weights_only=True))
+
+
 def test_test_only_gives_the_figures_of_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run([*PLAIN, "--max-updates", "2", "--output-dir", str(tmp_path)])
     trained = [line for line in capsys.readouterr().out.splitlines() if line.startswith("model 0   top-1")]
