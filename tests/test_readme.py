@@ -67,7 +67,8 @@ def test_the_options_table_names_every_option_with_its_default() -> None:
 def test_a_page_names_what_exists(page: Path) -> None:
     text = page.read_text()
     options = {flag(option.name) for option in dataclasses.fields(CodistillConfig)}
-    options |= {"--codistill-label-smoothing", "--codistill-dropout"}  # of fairseq's criterion alone
+    # Of fairseq's criterion alone.
+    options |= {f"--codistill-{name}" for name in ("label-smoothing", "dropout", "weight-decay")}
     assert set(re.findall(r"--codistill-[a-z][a-z-]*[a-z]", text)) <= options
     for target in re.findall(r"\]\((?!https://)([^)]+)\)", text):
         file, _, heading = target.partition("#")

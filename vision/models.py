@@ -17,7 +17,8 @@ from vision.cifar_resnet import CIFAR_MODELS
 # Their auxiliary classifiers would make the output in training another type than in evaluation.
 _AUXILIARY = {"googlenet", "inception_v3"}
 _SIZED = ("vit_",)
-INITS = ("goyal", "torchvision")
+# Both of Goyal et al., section 5.1, one of them, or none.
+INITS = ("goyal", "zero-gamma", "small-classifier", "torchvision")
 # ResNets that torchvision's class builds but torchvision does not name.
 _RESNETS: dict[str, dict[str, Any]] = {
     "resnext101_32x4d": {"block": Bottleneck, "layers": [3, 4, 23, 3], "groups": 32, "width_per_group": 4}
@@ -41,8 +42,12 @@ def build_model(name: str, *, num_classes: int, image_sizes: Sequence[int], init
     model = _construct(name, num_classes, image_sizes[0])
     for image_size in image_sizes:
         _check_image_size(model, name, image_size)
-    if isinstance(model, torchvision.models.ResNet) and init == "goyal":
-        _initialise_as_goyal(model)
+    if isinstance(model, torchvision.models.ResNet):
+        if init in ("goyal", "zero-gamma"):
+            _zero_last_gammas(model)
+        if init in ("goyal", "small-classifier"):
+            nn.init.normal_(model.fc.weight, std=0.01)
+            nn.init.zeros_(model.fc.bias)
     return model
 
 
@@ -63,15 +68,13 @@ def _construct(name: str, num_classes: int, image_size: int) -> nn.Module:
         raise ValueError(f"--model {name} does not accept {image_size}x{image_size} pictures: {error}") from error
 
 
-def _initialise_as_goyal(model: torchvision.models.ResNet) -> None:
-    """Goyal et al., section 5.1: the last gamma of every block 0, the classifier from N(0, 0.01)."""
+def _zero_last_gammas(model: torchvision.models.ResNet) -> None:
+    """Every block is the identity to begin with."""
     for module in model.modules():
         if isinstance(module, Bottleneck):
             nn.init.zeros_(module.bn3.weight)
         elif isinstance(module, BasicBlock):
             nn.init.zeros_(module.bn2.weight)
-    nn.init.normal_(model.fc.weight, std=0.01)
-    nn.init.zeros_(model.fc.bias)
 
 
 def _check_image_size(model: nn.Module, name: str, image_size: int) -> None:

@@ -191,8 +191,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--init",
         choices=INITS,
         default="goyal",
-        help="initial values of torchvision's ResNets: goyal, the last gamma of each block 0 and the classifier from "
-        "N(0, 0.01), or torchvision's own (default: goyal)",
+        help="initial values of torchvision's ResNets: the last gamma of each block 0 (zero-gamma), the classifier "
+        "from N(0, 0.01) (small-classifier), both (goyal), or torchvision's own (default: goyal)",
     )
     group.add_argument("--device", default="auto", help="auto (default: CUDA if there is one), cuda or cpu")
     group.add_argument("--amp", action="store_true", help="autocast: 16-bit forward passes where safe")

@@ -20,12 +20,17 @@ from codistill_ext.parallel import CodistillParallel
 from codistill_ext.schedules import Curve, Horizon, Schedule
 
 NAME = "codistill_label_smoothed_ce"
-# Regularisation as schedules over the run: what it is, and its default.
-SCHEDULED = {
-    "label_smoothing": ("label smoothing in training; validation keeps --label-smoothing", "--label-smoothing"),
-    "dropout": ("share that is dropped in training; replaces --dropout", "--dropout"),
-}
 _SHARE = "a share from 0 to less than 1, or a schedule such as 0.1~0@50%%"
+# Regularisation as schedules over the run: what it is, its values, and its default.
+SCHEDULED = {
+    "label_smoothing": ("label smoothing in training; validation keeps --label-smoothing", _SHARE, "--label-smoothing"),
+    "dropout": ("share that is dropped in training; replaces --dropout", _SHARE, "--dropout"),
+    "weight_decay": (
+        "weight decay of the optimizer; replaces --weight-decay",
+        "0 or more, or a schedule such as 1e-4,0@50%%",
+        "--weight-decay",
+    ),
+}
 
 # The core declares the options; fairseq wants them as fields of the criterion.
 CodistillLabelSmoothedCEConfig = dataclasses.make_dataclass(
@@ -45,9 +50,9 @@ CodistillLabelSmoothedCEConfig = dataclasses.make_dataclass(
         (
             FLAG_PREFIX + name,
             str,
-            dataclasses.field(default="", metadata={"help": f"{text} [{_SHARE}; default: {now}]"}),
+            dataclasses.field(default="", metadata={"help": f"{text} [{values}; default: {now}]"}),
         )
-        for name, (text, now) in SCHEDULED.items()
+        for name, (text, values, now) in SCHEDULED.items()
     ],
     bases=(LabelSmoothedCrossEntropyCriterionConfig,),
     namespace={"__module__": __name__},
@@ -60,15 +65,15 @@ def regularisation(cfg: Any) -> dict[str, Schedule]:
     Raises:
         ValueError: it is no schedule, or not of shares of a whole.
     """
-    return {name: _shares(name, text) for name in SCHEDULED if (text := getattr(cfg, FLAG_PREFIX + name))}
+    return {name: _schedule(name, text) for name in SCHEDULED if (text := getattr(cfg, FLAG_PREFIX + name))}
 
 
-def _shares(name: str, text: str) -> Schedule:
+def _schedule(name: str, text: str) -> Schedule:
     try:
         schedule = Schedule.parse(text)
     except ValueError as error:
         raise ValueError(f"{flag(name)}: {error}") from None
-    if max(schedule.values) >= 1:
+    if SCHEDULED[name][1] == _SHARE and max(schedule.values) >= 1:
         raise ValueError(f"{flag(name)} must be less than 1 throughout, not {text}")
     return schedule
 
@@ -136,7 +141,7 @@ class CodistillLabelSmoothedCE(LabelSmoothedCrossEntropyCriterion):
         self._curves = {name: schedule.resolve(horizon, flag(name)) for name, schedule in self.schedules.items()}
 
     def regularisation_at(self, update: int) -> dict[str, float]:
-        """The label smoothing that an update is made with, and the dropout if it has a schedule."""
+        """The label smoothing that an update is made with, and dropout and weight decay if they have schedules."""
         return {"label_smoothing": self.eps} | {name: curve(update) for name, curve in self._curves.items()}
 
     @contextlib.contextmanager

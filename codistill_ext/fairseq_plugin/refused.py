@@ -47,6 +47,11 @@ def refuse_what_does_not_go(cfg: Any, config: CodistillConfig) -> None:
             f"--load-alignments has no effect: {cfg.criterion._name} has no alignment loss. Leave it out, or train "
             f"one model with fairseq's label_smoothed_cross_entropy_with_alignment"
         )
+    if cfg.criterion.codistill_weight_decay and getattr(cfg.optimizer, "weight_decay", None) is None:
+        raise ValueError(
+            f"--codistill-weight-decay replaces --weight-decay, which --optimizer {cfg.optimizer._name} does not have: "
+            f"leave it out, or take adam, sgd or another optimizer that decays weights"
+        )
     if config.active and getattr(cfg.model, "adaptive_softmax_cutoff", None):
         raise ValueError(
             "with --adaptive-softmax-cutoff a model returns no logits over the vocabulary to compare with its "

@@ -141,6 +141,9 @@ class CodistillTrainer(Trainer):
         settings = {"alpha": self.model.alpha, **self._criterion.regularisation_at(self.model.updates)}
         if "dropout" in settings:
             set_dropout(self.model.plain, settings["dropout"])
+        if "weight_decay" in settings:
+            for group in self.optimizer.param_groups:
+                group["weight_decay"] = settings["weight_decay"]
         # A batch that one model gives up for want of memory would leave its peers waiting.
         each_batch_counts = self.config.active and self.config.exchange == "predictions"
         self._in_update = True
@@ -153,7 +156,7 @@ class CodistillTrainer(Trainer):
             values = {key: float(value) for key, value in means.items() if key in _LOGGED}
             decay = getattr(self.cfg.optimizer, "weight_decay", None)
             constant = {} if decay is None else {"weight_decay": float(decay)}
-            self._log("train", values | {"lr": float(self.get_lr())} | settings | constant)
+            self._log("train", values | {"lr": float(self.get_lr())} | constant | settings)
         return output
 
     def clip_grad_norm(self, clip_norm: float) -> Tensor:

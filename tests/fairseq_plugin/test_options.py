@@ -153,6 +153,10 @@ def test_what_is_refused() -> None:
         OmegaConf.update(cfg, name, value)
         with pytest.raises(ValueError, match=message):
             launch.prepare(cfg)
+    cfg = copy.deepcopy(given)
+    cfg.criterion.codistill_weight_decay, cfg.optimizer.weight_decay = "1e-4,0@50%", None
+    with pytest.raises(ValueError, match="replaces --weight-decay, which --optimizer adam does not have: leave it out"):
+        launch.prepare(cfg)
     given.model.adaptive_softmax_cutoff = "100,200"
     with pytest.raises(ValueError, match="with --adaptive-softmax-cutoff a model returns no logits"):
         launch.prepare(given)
@@ -169,4 +173,4 @@ def test_the_help_has_every_option_with_its_unit_and_range(capsys: pytest.Captur
         assert flag(name) in shown and "".join(text.split()) in shown
         assert re.search(r"\[.+; default: .+\]$", text), name
     assert "[updates, 0 or more; default: 0]" in help_text(CodistillConfig.__dataclass_fields__["burn_in"])
-    assert "--codistill-label-smoothing" in shown and "--codistill-dropout" in shown
+    assert all(f"--codistill-{name}" in shown for name in ("label-smoothing", "dropout", "weight-decay"))

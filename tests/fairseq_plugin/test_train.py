@@ -327,10 +327,26 @@ def test_a_dropout_schedule_is_what_the_model_trains_with(data_bin: Path, tmp_pa
     assert same_bits(*(tmp_path / name / "model0" / LAST for name in ("scheduled", "constant")))
 
 
+def test_a_weight_decay_schedule_is_what_the_optimizer_uses(data_bin: Path, tmp_path: Path) -> None:
+    """The first half of a run with decay and one without; and the log says which is in force."""
+    options = ["--codistill-weight-decay", "0.5,0@2up", "--log-interval", "1"]
+    train(data_bin, tmp_path / "scheduled", *CRITERION, *options, "--max-update", "4")
+    lines = [json.loads(line) for line in (tmp_path / "scheduled/metrics.jsonl").read_text().splitlines()]
+    assert [line[key] for line in lines if (key := "model0/train/weight_decay") in line] == [0.5, 0.5, 0, 0]
+    for name, decay in (("half", "0.5"), ("none", "0")):
+        train(data_bin, tmp_path / name, *CRITERION, "--weight-decay", decay, "--max-update", "2")
+    continued = ["--codistill-weight-decay", "0.5,0@2up", "--max-update", "4"]
+    train(data_bin, tmp_path / "half", *CRITERION, *continued)
+    assert same_bits(*(tmp_path / name / "model0" / LAST for name in ("scheduled", "half")))
+    assert not same_bits(*(tmp_path / name / "model0" / LAST for name in ("scheduled", "none")))
+
+
 def test_a_label_smoothing_that_does_not_fit_is_refused(data_bin: Path, tmp_path: Path) -> None:
     options = ["--codistill-label-smoothing", "0.1,0", "--max-update", "2"]
     message = "--codistill-label-smoothing 0.1,0: 2 values without places change where"
     assert message in train(data_bin, tmp_path, *CRITERION, *options, fails=True)
     for text, message in [("fast", "expected finite numbers"), ("1,0@5up", "must be less than 1 throughout")]:
         with pytest.raises(ValueError, match=f"--codistill-label-smoothing.*{message}"):
-            regularisation(SimpleNamespace(codistill_label_smoothing=text, codistill_dropout=""))
+            regularisation(
+                SimpleNamespace(codistill_label_smoothing=text, codistill_dropout="", codistill_weight_decay="")
+            )

@@ -95,9 +95,15 @@ def test_a_preset_says_what_it_sets_and_a_flag_beside_it_wins() -> None:
 
 
 def test_initial_values_of_torchvision_or_of_goyal() -> None:
-    for init, gamma in (("goyal", 0), ("torchvision", 1)):
-        model = build_model("resnet18", num_classes=10, image_sizes=[32], init=init)
+    for init, gamma, small in (
+        *(("goyal", 0, True), ("zero-gamma", 0, False)),
+        *(("small-classifier", 1, True), ("torchvision", 1, False)),
+    ):
+        model = build_model("resnet18", num_classes=1000, image_sizes=[32], init=init)
         assert model.layer1[0].bn2.weight.unique().tolist() == [gamma]
+        # torchvision's own are uniform up to 1 / sqrt(512), of standard deviation 0.0255.
+        assert float(model.fc.weight.detach().std()) == pytest.approx(0.01 if small else 0.0255, rel=0.02)
+        assert bool((model.fc.bias == 0).all()) == small
 
 
 def test_norms_have_a_weight_decay_of_their_own() -> None:
