@@ -21,28 +21,25 @@
 A claim is about a contrast: a sum of weighted arms, in each seed that all of them have. Paired by seed, because a seed
 chooses the data and the initial weights of model 0. Its test is the confidence interval of 95 % by Student's t. Few
 seeds say little about a contrast's own noise: that of accuracies is then taken from all arms on as many data together
-(Noise), unless the contrast's own is plainly larger.
+(recipes/noise.py), unless the contrast's own is plainly larger.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy
 import pandas
 import yaml
 from scipy import stats
 
+from recipes.noise import Noise
+
 CONFIDENCE = 0.95
 ENOUGH_SEEDS = 8  # for a contrast's own noise
-ERRATIC = 10  # times the median variance within an arm: one that failed in some seeds says nothing about the others
-FEW = 2  # degrees of freedom: too few for a variance of its own
-ROUNDING = 1e-6
 _WITH_MARGIN = ("zero", "not negative")
 Verdict = Literal["seen", "not seen", "the opposite", "not yet run", "one seed"]
 
@@ -91,70 +88,6 @@ class Result:
     seeds: int
     verdict: Verdict
     pooled: bool = False
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Variance of a run's measure that neither its arm nor its seed explains.
-
-    Args:
-        sizes: how many models a run of an arm has. Runs of as many are as noisy: a mean of two models has less noise
-            than one model.
-        variances: by that number, with degrees of freedom.
-        freedom: of all residuals.
-    """
-
-    sizes: Mapping[str, int]
-    variances: Mapping[int, tuple[float, float]]
-    freedom: float
-
-    @classmethod
-    def of(cls, table: pandas.DataFrame, measure: str, arms: Iterable[str]) -> Noise | None:
-        """Residuals of a least-squares fit of an effect an arm and one a seed (of each part of the data), or None.
-
-        Of all arms that are trained on as many data as one of ``arms``, since fewer data make more noise. An arm whose
-        own variance is more than ``ERRATIC`` times the median one is left out. Runs of as many models that have less
-        than ``FEW`` degrees of freedom among them have the variance of all.
-        """
-        if measure not in table:
-            return None
-        rows = table.dropna(subset=[measure])
-        rows = rows.assign(
-            part=rows["train_fraction"].astype(str) if "train_fraction" in rows else "",
-            size=rows["codistill_models"].fillna(1).astype(int) if "codistill_models" in rows else 1,
-        )
-        sizes = dict(zip(rows["arm"], rows["size"], strict=True))
-        rows = rows[rows["part"].isin(rows["part"][rows["arm"].isin(list(arms))])]
-        if "name" in rows:
-            rows = rows.drop_duplicates("name")  # an arm under two names is one run all the same
-        variances = rows.groupby("arm")[measure].var()
-        rows = rows[~(rows["arm"].map(variances) > ERRATIC * variances.median())]
-        effects = {"arm": rows["arm"], "seed": rows["seed"].astype(str) + " " + rows["part"]}
-        design = pandas.get_dummies(pandas.DataFrame(effects)).to_numpy(dtype=float)
-        values = rows[measure].to_numpy(dtype=float)
-        explained = design @ numpy.linalg.pinv(design)
-        squares, free = (values - explained @ values) ** 2, 1 - numpy.diag(explained)
-        if free.sum() < 1 - ROUNDING:
-            return None
-        total = float(free.sum())
-        of_size = {}
-        for size in set(sizes.values()):
-            chosen = (rows["size"] == size).to_numpy()
-            freedom = float(free[chosen].sum())
-            enough = freedom >= FEW - ROUNDING
-            of_size[size] = (float((squares[chosen] if enough else squares).sum()), freedom if enough else total)
-        return cls(sizes, {size: (square / freedom, freedom) for size, (square, freedom) in of_size.items()}, total)
-
-    def of_mean(self, contrast: Mapping[str, float], seeds: int) -> tuple[float, float]:
-        """Standard error of a contrast's mean over seeds, with its degrees of freedom (Welch and Satterthwaite)."""
-        parts: Counter[int] = Counter()
-        for arm, weight in contrast.items():
-            size = self.sizes[arm]
-            parts[size] += weight**2 * self.variances[size][0] / seeds
-        total = sum(parts.values())
-        uncertain = sum(part**2 / self.variances[size][1] for size, part in parts.items())
-        freedom = total**2 / uncertain if uncertain else sum(self.variances[size][1] for size in parts)
-        return math.sqrt(total), min(freedom, self.freedom)  # the variance of all is of the same residuals as another
 
 
 def read_findings(path: Path) -> list[Finding]:

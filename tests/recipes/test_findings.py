@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas
 import pytest
 
-from recipes.findings import Claim, Noise, examine, judge, read_aliases, read_findings
+from recipes.findings import Claim, examine, judge, read_aliases, read_findings
 from recipes.frames import about_directory, by_arm, load_runs
+from recipes.noise import Noise
 from recipes.runs import raw_summary, write_raw_summary
 from tests.recipes.made_up import write_run
 
