@@ -100,11 +100,17 @@ def line(axis: Axes, xs: Sequence[float], ys: Sequence[float], index: int, name:
     axis.plot(xs, ys, label=name, markersize=4, markevery=(index % every, every), linewidth=1.4, **style)
 
 
+class _PlainNumbers(LogFormatter):
+    """As one says them: 0.1, and 6 and not 6 times ten to the 0."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def log_scale(axis: Axes) -> None:
-    """With numbers as one says them, 6 and not 6 times ten to the 0."""
     axis.set_yscale("log")
     for set_formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-        set_formatter(LogFormatter(labelOnlyBase=False))
+        set_formatter(_PlainNumbers(labelOnlyBase=False))
 
 
 def save(figure: Figure, path: Path) -> None:
