@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import numpy
 import pandas
+from pandas.api.typing import SeriesGroupBy
+from scipy import stats
 
-ERRATIC = 10  # times the median variance within an arm: one that failed in some seeds says nothing about the others
+ERRATIC = 0.999  # confidence that an arm varies more than the others: a run that failed says nothing about these
 FEW = 2  # degrees of freedom: too few for a variance of its own
 ROUNDING = 1e-6
 
@@ -34,8 +36,8 @@ class Noise:
     def of(cls, table: pandas.DataFrame, measure: str, arms: Iterable[str]) -> Noise | None:
         """Residuals of a least-squares fit of an effect an arm and one a seed (of each part of the data), or None.
 
-        Of all arms that are trained on as many data as one of ``arms``, since fewer data make more noise. An arm whose
-        own variance is more than ``ERRATIC`` times the median one is left out. Runs of as many models that have less
+        Of all arms that are trained on as many data as one of ``arms``, since fewer data make more noise. An arm that
+        is erratic is left out. Runs of as many models that have less
         than ``FEW`` degrees of freedom among them have the variance of all.
         """
         if measure not in table:
@@ -49,8 +51,7 @@ class Noise:
         rows = rows[rows["part"].isin(rows["part"][rows["arm"].isin(list(arms))])]
         if "name" in rows:
             rows = rows.drop_duplicates("name")  # an arm under two names is one run all the same
-        variances = rows.groupby("arm")[measure].var()
-        rows = rows[~(rows["arm"].map(variances) > ERRATIC * variances.median())]
+        rows = rows[~rows["arm"].isin(_erratic(rows.groupby("arm")[measure]))]
         effects = {"arm": rows["arm"], "seed": rows["seed"].astype(str) + " " + rows["part"]}
         design = pandas.get_dummies(pandas.DataFrame(effects)).to_numpy(dtype=float)
         values = rows[measure].to_numpy(dtype=float)
@@ -77,3 +78,23 @@ class Noise:
         uncertain = sum(part**2 / self.variances[size][1] for size, part in parts.items())
         freedom = total**2 / uncertain if uncertain else sum(self.variances[size][1] for size in parts)
         return math.sqrt(total), min(freedom, self.freedom)  # the variance of all is of the same residuals as another
+
+
+def _erratic(by_arm: SeriesGroupBy) -> list[str]:
+    """Arms whose variance is beyond chance larger than that of the others together (F test), the largest first.
+
+    A multiple of the median variance would not do: variances of two or three seeds differ a hundredfold by chance.
+    """
+    found: list[str] = []
+    squares, freedom = by_arm.var() * (by_arm.count() - 1), by_arm.count() - 1
+    squares, freedom = squares[freedom > 0], freedom[freedom > 0]
+    while len(squares) > 1:
+        arm = (squares / freedom).idxmax()
+        others, others_freedom = squares.drop(arm), freedom.drop(arm)
+        limit = stats.f.ppf(ERRATIC, freedom[arm], others_freedom.sum())
+        ratio = squares[arm] / freedom[arm] * others_freedom.sum()
+        if not others.sum() or ratio <= limit * others.sum():
+            break
+        found.append(arm)
+        squares, freedom = others, others_freedom
+    return found
