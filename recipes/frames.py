@@ -18,6 +18,8 @@ _OWN = set(
     "seed output_dir resume data_path device workers batch_size accumulate print_freq save_every_updates".split()
 )
 _OWN |= {"codistill_timeout", "codistill_dir"}
+# What the runner keeps: of a finished run, and of one that it has given up.
+_KEPT = ({"curves", "models", "arm"}, {"failed", "arm", "seed"})
 CURVE_COLUMNS = ("name", "arm", "seed", "model", "key", "update", "value")
 
 
@@ -50,7 +52,8 @@ def load_runs(path: Path) -> Runs:
     Raises:
         ValueError: there are none, or runs of one arm had other options.
     """
-    raws, failures = list(_read_all(path)), list(_read_failures(path))
+    everything = list(_read_all(path))
+    raws, failures = ([raw for raw in everything if ("failed" in raw) == failed] for failed in (False, True))
     if not raws:
         raise ValueError(f"{path} holds neither run directories with a summary.json nor raw summaries (*.json)")
     _check_alike(raws)
@@ -92,15 +95,7 @@ def _read_all(path: Path) -> Iterator[dict[str, Any]]:
             yield raw_summary(directory, about_directory(directory))
     for file in sorted(path.glob("*.json")):
         raw = read_json(file, "")
-        if isinstance(raw, dict) and {"curves", "models", "arm"} <= raw.keys():
-            yield raw
-
-
-def _read_failures(path: Path) -> Iterator[dict[str, Any]]:
-    """What the runner keeps of runs that it has given up."""
-    for file in sorted(path.glob("*.json")):
-        raw = read_json(file, "")
-        if isinstance(raw, dict) and {"failed", "arm", "seed"} <= raw.keys():
+        if isinstance(raw, dict) and any(keys <= raw.keys() for keys in _KEPT):
             yield raw
 
 

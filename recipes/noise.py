@@ -37,8 +37,8 @@ class Noise:
         """Residuals of a least-squares fit of an effect an arm and one a seed (of each part of the data), or None.
 
         Of all arms that are trained on as many data as one of ``arms``, since fewer data make more noise. An arm that
-        is erratic is left out. Runs of as many models that have less
-        than ``FEW`` degrees of freedom among them have the variance of all.
+        is erratic is left out. Runs of as many models that have less than ``FEW`` degrees of freedom among them have
+        the variance of all.
         """
         if measure not in table:
             return None
@@ -59,14 +59,14 @@ class Noise:
         squares, free = (values - explained @ values) ** 2, 1 - numpy.diag(explained)
         if free.sum() < 1 - ROUNDING:
             return None
-        total = float(free.sum())
-        of_size = {}
+        variances = {}
         for size in set(sizes.values()):
             chosen = (rows["size"] == size).to_numpy()
+            if free[chosen].sum() < FEW - ROUNDING:
+                chosen = numpy.ones_like(chosen)
             freedom = float(free[chosen].sum())
-            enough = freedom >= FEW - ROUNDING
-            of_size[size] = (float((squares[chosen] if enough else squares).sum()), freedom if enough else total)
-        return cls(sizes, {size: (square / freedom, freedom) for size, (square, freedom) in of_size.items()}, total)
+            variances[size] = (float(squares[chosen].sum()) / freedom, freedom)
+        return cls(sizes, variances, float(free.sum()))
 
     def of_mean(self, contrast: Mapping[str, float], seeds: int) -> tuple[float, float]:
         """Standard error of a contrast's mean over seeds, with its degrees of freedom (Welch and Satterthwaite)."""

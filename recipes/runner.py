@@ -6,10 +6,9 @@
 A run takes as many slots as it has processes, and all of them if it has more. What has ended with the same command, in
 the plan's output or among the summaries, is not run again; what was interrupted is started again, and continues if its
 command says ``--resume auto``; what fails is tried once more, and each attempt's output is kept; what fails again is
-among the summaries, too, as failed, so that no table is without it. While the pause file
-exists everything is frozen: the way to have the machine alone, since Linux weighs niceness inside a session only where
-autogroups are on. When the runner is ended (SIGTERM, Ctrl-C) so are its runs. Run it from the checkout whose code is
-to be measured.
+among the summaries, too, as failed, so that no table is without it. While the pause file exists everything is frozen:
+the way to have the machine alone, since Linux weighs niceness inside a session only where autogroups are on. When the
+runner is ended (SIGTERM, Ctrl-C) so are its runs. Run it from the checkout whose code is to be measured.
 """
 
 from __future__ import annotations
