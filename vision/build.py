@@ -32,7 +32,13 @@ def build_module(args: argparse.Namespace, data: Data, groups: ModelGroups, plac
     """
     if args.sync_bn:
         check_sync_bn(groups, place.device)
-    module = build_model(args.model, num_classes=data.num_classes, image_sizes=data.image_sizes, init=args.init)
+    module = build_model(
+        args.model,
+        num_classes=data.num_classes,
+        image_sizes=data.image_sizes,
+        init=args.init,
+        stride_in=args.stride_in,
+    )
     module = place.put_module(module)
     return with_sync_bn(module, groups) if args.sync_bn else module
 
@@ -51,7 +57,9 @@ def wrap(
         module,
         groups,
         config,
-        description=describe_model(args.model, num_classes=data.num_classes, image_sizes=data.image_sizes),
+        description=describe_model(
+            args.model, num_classes=data.num_classes, image_sizes=data.image_sizes, stride_in=args.stride_in
+        ),
         build_peer=lambda peer: place.put_module(build_described(peer, num_classes=data.num_classes)),
         horizon=horizon,
     )

@@ -21,11 +21,13 @@ from vision.options import plain_options
 # What must be the same for a resumed run to be the same run.
 _FIXED = (
     "dataset train_fraction batch_size accumulate train_crop_size seed "
-    "model init amp amp_dtype compile sync_bn channels_last ema_decay "
-    "momentum weight_decay norm_weight_decay label_smoothing budget epochs eval_every "
+    "model stride_in init amp amp_dtype compile sync_bn channels_last ema_decay "
+    "opt momentum weight_decay norm_weight_decay label_smoothing budget epochs eval_every "
     "lr lr_scaling lr_scheduler lr_milestones lr_gamma lr_min lr_warmup_epochs lr_warmup_decay"
 ).split()
-_FIXED_IN_TESTS = ("dataset", "model", "classes")
+_FIXED_IN_TESTS = ("dataset", "model", "stride_in", "classes")
+# What a checkpoint was made with that is older than the option.
+BEFORE = {"stride_in": "3x3", "opt": "sgd_nesterov"}
 
 
 def checkpoint_path(directory: Path, model_index: int) -> Path:
@@ -106,6 +108,7 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], *, test_only: boo
     Raises:
         ValueError: they differ; names the options.
     """
+    saved = BEFORE | saved
     names = _FIXED_IN_TESTS if test_only else tuple(now)
     differences = [f"{n}: {saved.get(n)!r} then, {now[n]!r} now" for n in names if saved.get(n) != now[n]]
     if differences:

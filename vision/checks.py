@@ -10,14 +10,13 @@ from typing import Any
 import torch
 
 from codistill_ext.job.failures import nearest
-from vision.cifar_resnet import CIFAR_MODELS
-from vision.models import model_names
+from vision.models import has_bottlenecks, is_resnet, model_names
 
 _IMAGE_SIZES = ("val_resize_size", "val_crop_size", "train_crop_size")
 _TRAINING = (
     "preset train_fraction accumulate init compile sync_bn ema_decay budget epochs max_updates "
     "lr lr_scaling lr_scheduler lr_milestones lr_gamma lr_min lr_warmup_epochs lr_warmup_decay "
-    "momentum weight_decay norm_weight_decay label_smoothing eval_every save_every_updates print_freq"
+    "opt momentum weight_decay norm_weight_decay label_smoothing eval_every save_every_updates print_freq"
 ).split()
 _FLAGS = {"weight_decay": "--weight-decay"}
 
@@ -29,8 +28,8 @@ def check_options(args: argparse.Namespace, given: set[str]) -> None:
         ValueError: says what was expected, what came and what to change.
     """
     _check_values(args)
-    _check_effects(args, given)
     _check_model(args.model)
+    _check_effects(args, given)
     _check_device(args.device)
     if args.dataset == "imagenet" and args.data_path is None:
         raise ValueError("--dataset imagenet needs --data-path, a directory with train/CLASS/* and val/CLASS/*")
@@ -51,7 +50,9 @@ def _check_values(args: argparse.Namespace) -> None:
         _require(args, name, "0 or more", lambda value: value >= 0)
     for name in ("lr", "epochs"):
         _require(args, name, "more than 0", lambda value: value > 0)
-    _require(args, "momentum", "between 0 and 1, both excluded (Nesterov)", lambda value: 0 < value < 1)
+    if args.opt == "sgd_nesterov":
+        _require(args, "momentum", "between 0 and 1, both excluded (Nesterov)", lambda value: 0 < value < 1)
+    _require(args, "momentum", "0 or more and less than 1", lambda value: 0 <= value < 1)
     _require(args, "label_smoothing", "less than 1 throughout", lambda schedule: max(schedule.values) < 1)
     _require(args, "ema_decay", "between 0 and 1, both excluded", lambda value: 0 < value < 1)
     _require(args, "lr_gamma", "more than 0", lambda value: value > 0)
@@ -93,8 +94,10 @@ def _check_effects(args: argparse.Namespace, given: set[str]) -> None:
         refuse(["lr_milestones", "lr_gamma"], f"with --lr-scheduler {args.lr_scheduler}")
     if args.lr_scaling == "linear":
         refuse(["lr_warmup_decay"], "with --lr-scaling linear, whose warm-up begins at --lr")
-    if args.model in CIFAR_MODELS:
-        refuse(["init"], f"with --model {args.model}")
+    if not is_resnet(args.model):
+        refuse(["init"], f"with --model {args.model}, which is none of torchvision's ResNets")
+    if not has_bottlenecks(args.model):
+        refuse(["stride_in"], f"with --model {args.model}, which has no bottlenecks of torchvision's ResNets")
     if args.lr_warmup_epochs == 0:
         refuse(["lr_warmup_decay"], "without --lr-warmup-epochs")
     if not args.amp:

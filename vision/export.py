@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from codistill_ext.job.failures import Parser
 from codistill_ext.job.option_types import at_least
 from codistill_ext.job.storage import load_whole
-from vision.checkpointing import checkpoint_path
+from vision.checkpointing import BEFORE, checkpoint_path
 from vision.models import build_model
 
 FORMATS = ("state_dict", "torch_export")
@@ -52,11 +52,13 @@ class Trained:
     """A model from a checkpoint, in eval mode.
 
     Attributes:
+        stride_in: of ``vision.models.STRIDES``.
         when: it was saved, in words; ``models``: how many trained together; ``size``: of its pictures.
     """
 
     module: nn.Module
     name: str
+    stride_in: str
     classes: int
     when: str
     models: int
@@ -64,7 +66,14 @@ class Trained:
 
     def build(self) -> nn.Module:
         """The same architecture, with new weights."""
-        return build_model(self.name, num_classes=self.classes, image_sizes=(self.size,))
+        return build_model(self.name, num_classes=self.classes, image_sizes=(self.size,), stride_in=self.stride_in)
+
+    @property
+    def words(self) -> str:
+        """Which network it is, and when it was saved."""
+        # The weights fit torchvision's class all the same, which would compute something else with them.
+        stride = "" if self.stride_in == "3x3" else f" with the stride in the {self.stride_in}"
+        return f"{self.name}{stride} {self.when}"
 
 
 def load_trained(run: Path, index: int, weights: str = "last", size: int | None = None) -> Trained:
@@ -88,13 +97,22 @@ def load_trained(run: Path, index: int, weights: str = "last", size: int | None 
     if size is None:
         size = CIFAR_SIZE if identity["dataset"] == "cifar10" else int(identity["train_crop_size"])
     name, classes = identity["model"], identity["classes"]
-    module = build_model(name, num_classes=classes, image_sizes=(size,))
+    stride_in = (BEFORE | identity)["stride_in"]
+    module = build_model(name, num_classes=classes, image_sizes=(size,), stride_in=stride_in)
     when = f"after {state['update']} updates"
     if weights != "last":
         found, when = _read_weights(path.with_name(f"{weights}.pt")), weights
     module.load_state_dict(found)
     models = state["codistill"]["config"]["models"]
-    return Trained(module=module.eval(), name=name, classes=classes, when=when, models=models, size=size)
+    return Trained(
+        module=module.eval(),
+        name=name,
+        stride_in=stride_in,
+        classes=classes,
+        when=when,
+        models=models,
+        size=size,
+    )
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -186,7 +204,7 @@ def export(
             check_weights(module, side, path, _join([member.build() for member in members], alone=model is not None))
         os.replace(path, output)
     what = f"model {model}" if model is not None else f"ensemble of {len(members)}"
-    names = ", ".join(f"{member.name} {member.when}" for member in members)
+    names = ", ".join(member.words for member in members)
     return f"{output}: {form} of {what} ({names}), pictures of {side}x{side}, read again and compared"
 
 

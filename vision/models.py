@@ -19,6 +19,9 @@ _AUXILIARY = {"googlenet", "inception_v3"}
 _SIZED = ("vit_",)
 # Both of Goyal et al., section 5.1, one of them, or none.
 INITS = ("goyal", "zero-gamma", "small-classifier", "torchvision")
+# The convolution of a bottleneck that has its stride: after Goyal et al., section 5.1, or after He et al.
+STRIDES = ("3x3", "1x1")
+_BASIC = ("resnet18", "resnet34")
 # ResNets that torchvision's class builds but torchvision does not name.
 _RESNETS: dict[str, dict[str, Any]] = {
     "resnext101_32x4d": {"block": Bottleneck, "layers": [3, 4, 23, 3], "groups": 32, "width_per_group": 4}
@@ -30,16 +33,33 @@ def model_names() -> list[str]:
     return sorted(CIFAR_MODELS) + sorted(names + list(_RESNETS))
 
 
-def build_model(name: str, *, num_classes: int, image_sizes: Sequence[int], init: str = "goyal") -> nn.Module:
+def is_resnet(name: str) -> bool:
+    """Whether it is one of torchvision's class, which ``INITS`` are for."""
+    if name in CIFAR_MODELS or name in _RESNETS:
+        return name in _RESNETS
+    return bool(torchvision.models.get_model_builder(name).__module__ == torchvision.models.resnet.__name__)
+
+
+def has_bottlenecks(name: str) -> bool:
+    """Whether it is built of bottlenecks, which ``STRIDES`` are for."""
+    return is_resnet(name) and name not in _BASIC
+
+
+def build_model(
+    name: str, *, num_classes: int, image_sizes: Sequence[int], init: str = "goyal", stride_in: str = "3x3"
+) -> nn.Module:
     """A model with new weights from the global random state.
 
     Args:
         init: of ``INITS``, for torchvision's ResNets.
+        stride_in: of ``STRIDES``, for those of bottlenecks. The weights have the same names and shapes with both.
 
     Raises:
         ValueError: it cannot read square pictures of one of ``image_sizes``.
     """
     model = _construct(name, num_classes, image_sizes[0])
+    if isinstance(model, torchvision.models.ResNet) and stride_in == "1x1":
+        _stride_in_1x1(model)
     for image_size in image_sizes:
         _check_image_size(model, name, image_size)
     if isinstance(model, torchvision.models.ResNet):
@@ -68,6 +88,12 @@ def _construct(name: str, num_classes: int, image_size: int) -> nn.Module:
         raise ValueError(f"--model {name} does not accept {image_size}x{image_size} pictures: {error}") from error
 
 
+def _stride_in_1x1(model: torchvision.models.ResNet) -> None:
+    for module in model.modules():
+        if isinstance(module, Bottleneck):
+            module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
+
+
 def _zero_last_gammas(model: torchvision.models.ResNet) -> None:
     """Every block is the identity to begin with."""
     for module in model.modules():
@@ -94,9 +120,10 @@ def _check_image_size(model: nn.Module, name: str, image_size: int) -> None:
     model.train(training)
 
 
-def describe_model(name: str, *, num_classes: int, image_sizes: Sequence[int]) -> ModelDescription:
+def describe_model(name: str, *, num_classes: int, image_sizes: Sequence[int], stride_in: str) -> ModelDescription:
     """How a peer builds the model again."""
-    return ModelDescription(name, {"num_classes": num_classes, "image_sizes": list(image_sizes)})
+    values = {"num_classes": num_classes, "image_sizes": list(image_sizes), "stride_in": stride_in}
+    return ModelDescription(name, values)
 
 
 def build_described(description: ModelDescription, *, num_classes: int) -> nn.Module:
@@ -112,4 +139,7 @@ def build_described(description: ModelDescription, *, num_classes: int) -> nn.Mo
         raise ValueError(f"the peer's model {description.name} has {classes!r} classes, this one {num_classes}")
     if not isinstance(sizes, list) or not sizes or not all(type(size) is int and 0 < size < 4096 for size in sizes):
         raise ValueError(f"the peer's model {description.name} has pictures of sizes {sizes!r}: not a list of sizes")
-    return build_model(description.name, num_classes=num_classes, image_sizes=sizes)
+    stride_in = description.values.get("stride_in", "3x3")
+    if stride_in not in STRIDES:
+        raise ValueError(f"the peer's model {description.name} has its stride in {stride_in!r}: not in 3x3 or 1x1")
+    return build_model(description.name, num_classes=num_classes, image_sizes=sizes, stride_in=str(stride_in))

@@ -8,8 +8,12 @@ from torch import nn
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 
 
-def build_optimizer(model: nn.Module, *, momentum: float) -> torch.optim.SGD:
-    """SGD with Nesterov momentum. Learning rate and weight decay are set at every update (``hyperparameters.py``);
+# As torchvision's reference trainer names them; the momentum of sgd is the heavy ball's.
+OPTIMIZERS = ("sgd_nesterov", "sgd")
+
+
+def build_optimizer(model: nn.Module, *, opt: str, momentum: float) -> torch.optim.SGD:
+    """One of ``OPTIMIZERS``. Learning rate and weight decay are set at every update (``hyperparameters.py``);
     normalisation layers have a weight decay of their own."""
     norms: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -17,4 +21,5 @@ def build_optimizer(model: nn.Module, *, momentum: float) -> torch.optim.SGD:
         owned = [p for p in module.parameters(recurse=False) if p.requires_grad]
         (norms if isinstance(module, _NORMS) else others).extend(owned)
     groups = [{"params": others, "decay": "weight_decay"}, {"params": norms, "decay": "norm_weight_decay"}]
-    return torch.optim.SGD([g for g in groups if g["params"]], lr=0.0, momentum=momentum, nesterov=True)
+    nesterov = opt == "sgd_nesterov"
+    return torch.optim.SGD([g for g in groups if g["params"]], lr=0.0, momentum=momentum, nesterov=nesterov)

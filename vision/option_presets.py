@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 # As they are typed. Goyal et al., sections 2.2 and 5.1: linear scaling of 0.1 for 256 images, above them a warm-up
-# from 0.1; 32 images a worker; the last gamma 0, the classifier from N(0, 0.01); no decay of BatchNorm's parameters.
+# from 0.1; 32 images a worker; the stride in the 3x3, the last gamma 0, the classifier from N(0, 0.01); Nesterov's
+# momentum; no decay of BatchNorm's parameters.
 PRESETS: Mapping[str, Mapping[str, str]] = {
     "goyal": {
         "batch-size": "32",
         "train-crop-size": "224",
         "val-resize-size": "256",
         "val-crop-size": "224",
+        "stride-in": "3x3",
         "init": "goyal",
+        "opt": "sgd_nesterov",
         "momentum": "0.9",
         "weight-decay": "1e-4",
         "norm-weight-decay": "0",

@@ -17,15 +17,16 @@ from codistill_ext.schedules import Place, Schedule
 from vision.budget import BUDGETS
 from vision.checks import check_options
 from vision.hyperparameters import GOYAL_MILESTONES
-from vision.models import INITS
+from vision.models import INITS, STRIDES
+from vision.optim import OPTIMIZERS
 from vision.option_presets import PRESETS, describe_preset, preset_flags
 
 DATASETS = ("imagenet", "cifar10")
 SCHEDULERS = ("multisteplr", "cosineannealinglr")
 # What --codistill-settings may say of a single model; the rest is the job's: data, length, files.
 OWN_OPTIONS = (
-    "model init seed lr lr_scaling lr_scheduler lr_milestones lr_gamma lr_min lr_warmup_epochs lr_warmup_decay "
-    "momentum weight_decay norm_weight_decay label_smoothing"
+    "model stride_in init seed lr lr_scaling lr_scheduler lr_milestones lr_gamma lr_min lr_warmup_epochs "
+    "lr_warmup_decay opt momentum weight_decay norm_weight_decay label_smoothing"
 ).split()
 
 EPILOG = """
@@ -188,6 +189,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "resnet50)",
     )
     group.add_argument(
+        "--stride-in",
+        choices=STRIDES,
+        default="3x3",
+        help="where the bottlenecks of torchvision's ResNets halve the picture: 3x3, as Goyal et al. and torchvision "
+        "itself, or 1x1, as He et al. (default: 3x3)",
+    )
+    group.add_argument(
         "--init",
         choices=INITS,
         default="goyal",
@@ -216,7 +224,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_optimizer(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("optimizer (SGD with Nesterov momentum)")
+    group = parser.add_argument_group("optimizer")
+    group.add_argument(
+        "--opt",
+        choices=OPTIMIZERS,
+        default="sgd_nesterov",
+        help="SGD with Nesterov's momentum or with plain momentum (default: sgd_nesterov)",
+    )
     group.add_argument("--momentum", type=float, default=0.9, help="default: 0.9")
     group.add_argument(
         "--wd",

@@ -93,7 +93,9 @@ def _prepare_test(setting: Setting) -> Callable[[], int]:
     assert setting.saved is not None
     now = checkpointing.identity(args, data)
     checkpointing.check_identity(setting.saved["identity"], now, test_only=True)
-    module = build_model(args.model, num_classes=data.num_classes, image_sizes=data.image_sizes)
+    module = build_model(
+        args.model, num_classes=data.num_classes, image_sizes=data.image_sizes, stride_in=args.stride_in
+    )
     module.load_state_dict(setting.saved["model"])
     module = place.put_module(module)
     loader = validation_loader(data.valid, groups, place, batch_size=args.batch_size, workers=args.workers)

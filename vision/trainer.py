@@ -85,7 +85,7 @@ class Trainer:
             print_freq=args.print_freq,
             ema=ema,
         )
-        optimizer = build_optimizer(self.model.plain, momentum=args.momentum)
+        optimizer = build_optimizer(self.model.plain, opt=args.opt, momentum=args.momentum)
         self.hyper = HyperParameters.of(args, horizon, self.budget.batch)
         self.step = Step(self.model, optimizer, self.hyper, place, self.report, ema)
         self.preemption = Preemption(groups, timeout_s=config.timeout)

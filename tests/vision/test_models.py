@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from codistill_ext.exchange import ModelDescription
 from vision.cifar_resnet import CIFAR_MODELS, count_parameters
-from vision.models import build_model, model_names
+from vision.models import build_described, build_model, describe_model, model_names
 
 # He et al. 2016, table 6, in millions.
 PUBLISHED = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}
@@ -61,6 +62,34 @@ def test_the_papers_networks(name: str) -> None:
         if name.startswith("resnext"):
             groups = int(name.split("_")[1].removesuffix("x4d"))
             assert first.conv2.groups == groups and first.conv2.out_channels == groups * 4 * 2**index
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_the_stride_in_the_1x1(name: str) -> None:
+    """As in the network of He et al.: the weights are the same, what they compute is not."""
+    torch.manual_seed(1)
+    usual = build_model(name, num_classes=10, image_sizes=[64], init="torchvision").eval()
+    torch.manual_seed(1)
+    other = build_model(name, num_classes=10, image_sizes=[64], init="torchvision", stride_in="1x1").eval()
+    for index, stage in enumerate([other.layer1, other.layer2, other.layer3, other.layer4]):
+        first, *rest = stage
+        stride = (1, 1) if index == 0 else (2, 2)
+        assert (first.conv1.stride, first.conv2.stride, first.downsample[0].stride) == (stride, (1, 1), stride)
+        assert all(block.conv1.stride == block.conv2.stride == (1, 1) for block in rest)
+    usual.load_state_dict(other.state_dict())
+    pictures = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert other(pictures).shape == (2, 10) and not torch.allclose(usual(pictures), other(pictures))
+
+
+def test_a_peer_is_built_with_its_own_stride() -> None:
+    described = describe_model("resnet50", num_classes=10, image_sizes=[64], stride_in="1x1")
+    assert build_described(described, num_classes=10).layer2[0].conv1.stride == (2, 2)
+    of_before = ModelDescription("resnet50", {"num_classes": 10, "image_sizes": [64]})
+    assert build_described(of_before, num_classes=10).layer2[0].conv1.stride == (1, 1)
+    wrong = ModelDescription("resnet50", {**described.values, "stride_in": "5x5"})
+    with pytest.raises(ValueError, match="the peer's model resnet50 has its stride in '5x5': not in 3x3 or 1x1"):
+        build_described(wrong, num_classes=10)
 
 
 @pytest.mark.parametrize("name,gammas", [("resnet18", "bn2"), ("resnet50", "bn3"), ("resnext101_32x4d", "bn3")])

@@ -1,6 +1,9 @@
 """The command line: wrong input ends with a message that says what to change."""
 
+import itertools
+
 import pytest
+import torch
 
 from codistill_ext.schedules import Horizon
 from vision.cifar_resnet import CIFAR_MODELS
@@ -25,6 +28,11 @@ MISTAKES = [
     ([*CIFAR, "--device", "cuda:1"], "--device is auto, cuda or cpu"),
     ([*CIFAR, "-b", "0"], "--batch-size must be at least 1, not 0"),
     ([*CIFAR, "--momentum", "0"], "--momentum must be between 0 and 1"),
+    ([*CIFAR, "--opt", "sgd", "--momentum", "1"], "--momentum must be 0 or more and less than 1"),
+    ([*CIFAR, "--opt", "adam"], "argument --opt: invalid choice: 'adam'"),
+    ([*CIFAR, "--stride-in", "1x1"], "--stride-in has no effect with --model resnet20"),
+    ([*FOLDER, "--model", "resnet34", "--stride-in", "1x1"], "--stride-in has no effect with --model resnet34"),
+    ([*FOLDER, "--model", "vit_b_16", "--init", "goyal"], "--init has no effect with --model vit_b_16"),
     ([*CIFAR, "--label-smoothing", "1"], "--label-smoothing must be"),
     ([*CIFAR, "--lr-warmup-epochs", "100"], "--lr-warmup-epochs must be at most --epochs 90"),
     (
@@ -83,9 +91,10 @@ def test_a_preset_says_what_it_sets_and_a_flag_beside_it_wins() -> None:
     options = parse_options(build_parser(), [*FOLDER, "--epochs", "45", "--preset", "goyal", "--wd", "1e-5"])
     args = plain_options(options.args)
     assert options.preset == (
-        "preset goyal: --batch-size 32 --train-crop-size 224 --val-resize-size 256 --val-crop-size 224 --init goyal "
-        "--momentum 0.9 --norm-weight-decay 0 --label-smoothing 0 --lr 0.1 --lr-scaling linear "
-        "--lr-scheduler multisteplr --lr-milestones 30 60 80 --lr-gamma 0.1 --lr-warmup-epochs 5"
+        "preset goyal: --batch-size 32 --train-crop-size 224 --val-resize-size 256 --val-crop-size 224 "
+        "--stride-in 3x3 --init goyal --opt sgd_nesterov --momentum 0.9 --norm-weight-decay 0 "
+        "--label-smoothing 0 --lr 0.1 --lr-scaling linear --lr-scheduler multisteplr "
+        "--lr-milestones 30 60 80 --lr-gamma 0.1 --lr-warmup-epochs 5"
     )
     assert (args["epochs"], args["weight_decay"]) == (45, 1e-5)
     assert (args["lr_scaling"], args["lr_warmup_epochs"]) == ("linear", 5)
@@ -108,7 +117,7 @@ def test_initial_values_of_torchvision_or_of_goyal() -> None:
 
 def test_norms_have_a_weight_decay_of_their_own() -> None:
     model = CIFAR_MODELS["resnet20"](10)
-    optimizer = build_optimizer(model, momentum=0.9)
+    optimizer = build_optimizer(model, opt="sgd_nesterov", momentum=0.9)
     args = parse_options(build_parser(), FOLDER).args
     HyperParameters.of(args, Horizon(updates=90, updates_an_epoch=1), batch=256).set(optimizer, 0)
     others, norms = optimizer.param_groups
@@ -116,3 +125,21 @@ def test_norms_have_a_weight_decay_of_their_own() -> None:
     assert len(norms["params"]) == 2 * 19
     assert len(others["params"]) + len(norms["params"]) == len(list(model.parameters()))
     assert others["nesterov"] and norms["nesterov"]
+
+
+@pytest.mark.parametrize(
+    "options,first,second", [([], 1.9, 0.81), (["--opt", "sgd"], 1.0, 0.9)], ids=["nesterov", "sgd"]
+)
+def test_momentum_in_closed_form(options: list[str], first: float, second: float) -> None:
+    """After gradients 1 and 0 the velocity is 1 and m; Nesterov's step is the gradient and m times the velocity."""
+    args = parse_options(build_parser(), [*CIFAR, *options]).args
+    layer = torch.nn.Linear(1, 1, bias=False).double()
+    optimizer = build_optimizer(layer, opt=args.opt, momentum=args.momentum)
+    optimizer.param_groups[0]["lr"] = 0.1
+    positions = [layer.weight.item()]
+    for gradient in (1.0, 0.0):
+        layer.weight.grad = torch.full_like(layer.weight, gradient)
+        optimizer.step()
+        positions.append(layer.weight.item())
+    steps = [(before - after) / 0.1 for before, after in itertools.pairwise(positions)]
+    assert steps == pytest.approx([first, second])

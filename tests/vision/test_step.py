@@ -48,7 +48,9 @@ def _step(ema: bool = False, place: Place = CPU) -> Step:
         label_smoothing=_constant(0.1),
     )
     average = build_ema(model.plain, DECAY if ema else None)
-    return Step(model, build_optimizer(model.plain, momentum=0.9), hyper, place, mock.Mock(), average)
+    return Step(
+        model, build_optimizer(model.plain, opt="sgd_nesterov", momentum=0.9), hyper, place, mock.Mock(), average
+    )
 
 
 def _accumulated(rank: int, splits: list[list[int]]) -> list[dict[str, Any]]:

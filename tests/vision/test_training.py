@@ -17,6 +17,8 @@ from tests.exchange import filesystems
 from tests.ranks import run_ranks
 from tests.states import assert_same, without
 from tests.vision.small import BATCHES_AN_EPOCH, PLAIN, final_state, run, run_rank, write_folders
+from vision.checkpointing import check_identity
+from vision.export import export, load_trained
 from vision.report import Report
 from vision.run import _of_history
 from vision.train import main
@@ -118,6 +120,38 @@ def test_resume_of_another_run_names_what_differs(tmp_path: Path) -> None:
         run([*PLAIN, "--output-dir", str(tmp_path / "new"), "--resume", str(tmp_path / "nowhere")])
     with pytest.raises(ValueError, match="model: 'resnet8_stride2' then, 'resnet20' now"):
         run(["--dataset", "cifar10", "--model", "resnet20", "--test-only", "--resume", str(tmp_path)])
+
+
+def test_a_run_of_before_an_option_was_made_with_what_is_now_its_default() -> None:
+    then = {"dataset": "imagenet", "model": "resnet50", "classes": 2}
+    now = then | {"stride_in": "3x3", "opt": "sgd_nesterov"}
+    check_identity(then, now, test_only=False)
+    with pytest.raises(ValueError, match="opt: 'sgd_nesterov' then, 'sgd' now"):
+        check_identity(then, now | {"opt": "sgd"}, test_only=False)
+    with pytest.raises(ValueError, match="stride_in: '3x3' then, '1x1' now"):
+        check_identity(then, now | {"stride_in": "1x1"}, test_only=True)
+
+
+@pytest.mark.slow
+def test_a_run_with_the_stride_in_the_1x1_and_plain_momentum(tmp_path: Path) -> None:
+    """Trained beside a peer with its stride in the 3x3, by weights; validated again and exported as it was trained."""
+    write_folders(tmp_path / "data")
+    (tmp_path / "settings.yaml").write_text("1: {stride_in: 3x3}\n")
+    folder = ["--data-path", str(tmp_path / "data"), "--model", "resnet50", "--stride-in", "1x1"]
+    folder += ["--val-resize-size", "36", "--val-crop-size", "32", "-b", "4", "-j", "0", "--device", "cpu"]
+    options = [*folder, "--train-crop-size", "32", "--epochs", "2", "--lr", "0.01", "--opt", "sgd", "--momentum", "0"]
+    options += ["--codistill-models", "2", "--codistill-settings", str(tmp_path / "settings.yaml")]
+    options += ["--codistill-exchange", "checkpoints", "--codistill-period", "2", "--codistill-lag", "1"]
+    run_ranks(2, run_rank, [*options, "--output-dir", str(tmp_path / "run")])
+    for index, stride_in in enumerate(("1x1", "3x3")):
+        trained = load_trained(tmp_path / "run", index)
+        assert trained.stride_in == stride_in and trained.module.layer2[0].conv1.stride[0] == 2 - index
+    assert "resnet50 with the stride in the 1x1 after" in export(
+        tmp_path / "run", model=0, form="torch_export", output=tmp_path / "one.pt2"
+    )
+    evaluation = [*folder, "--codistill-models", "2", "--test-only", "--resume", str(tmp_path / "run")]
+    with pytest.raises(AssertionError, match="stride_in: '3x3' then, '1x1' now"):
+        run_ranks(2, run_rank, evaluation)
 
 
 def test_a_run_that_goes_on_elsewhere_takes_its_best_weights_along(tmp_path: Path) -> None:
