@@ -78,7 +78,7 @@ class Finding:
 class Result:
     """Of a claim: mean and standard error of its contrast over ``seeds``, its confidence interval, and what it says.
 
-    ``pooled``: whether the noise is that of all arms.
+    ``pooled``: whether the noise is that of all arms; ``own_se``: the contrast's own standard error in any case.
     """
 
     mean: float
@@ -88,6 +88,7 @@ class Result:
     seeds: int
     verdict: Verdict
     pooled: bool = False
+    own_se: float = math.nan
 
 
 def read_findings(path: Path) -> list[Finding]:
@@ -123,14 +124,20 @@ def _finding(entry: Mapping[str, Any]) -> Finding:
 
 def contrast_by_seed(table: pandas.DataFrame, claim: Claim) -> pandas.Series:
     """The contrast in each seed that has all of its arms."""
-    columns = {}
-    for arm in claim.contrast:
-        measure = claim.measure_of.get(arm, claim.measure)
-        if measure not in table:
-            return pandas.Series(dtype=float)
-        columns[arm] = table[table["arm"] == arm].set_index("seed")[measure]
+    if not {claim.measure, *claim.measure_of.values()} <= set(table):
+        return pandas.Series(dtype=float)
+    table = _with_own_measures(table, claim)
+    columns = {arm: table[table["arm"] == arm].set_index("seed")[claim.measure] for arm in claim.contrast}
     wide = pandas.DataFrame(columns).dropna()
     return sum((weight * wide[arm] for arm, weight in claim.contrast.items()), pandas.Series(0.0, index=wide.index))
+
+
+def _with_own_measures(table: pandas.DataFrame, claim: Claim) -> pandas.DataFrame:
+    """The claim's measure of each arm in one column."""
+    values = table[claim.measure].copy()
+    for arm, measure in claim.measure_of.items():
+        values = values.where(table["arm"] != arm, table[measure])
+    return table.assign(**{claim.measure: values})
 
 
 def examine(table: pandas.DataFrame, claim: Claim) -> Result:
@@ -141,16 +148,18 @@ def examine(table: pandas.DataFrame, claim: Claim) -> Result:
     if seeds < 2:
         verdict: Verdict = "one seed" if seeds else "not yet run"
         return Result(mean=mean, se=math.nan, low=math.nan, high=math.nan, seeds=seeds, verdict=verdict)
-    se, freedom, pooled = float(values.sem()), float(seeds - 1), False
-    few = seeds < ENOUGH_SEEDS and claim.measure.endswith("top1") and not claim.measure_of
-    noise = Noise.of(table, claim.measure, claim.contrast) if few else None
-    if noise is not None:
-        common, more = noise.of_mean(claim.contrast, seeds)
-        if more > freedom and se <= common * math.sqrt(stats.f.ppf(CONFIDENCE, freedom, more)):
-            se, freedom, pooled = common, more, True
+    own = se = float(values.sem())
+    freedom, pooled = float(seeds - 1), False
+    few = seeds < ENOUGH_SEEDS and claim.measure.endswith("top1")
+    noise = Noise.of(_with_own_measures(table, claim), claim.measure, claim.contrast, seeds) if few else None
+    if noise is not None and noise.freedom > freedom:
+        if own <= noise.se * math.sqrt(stats.f.ppf(CONFIDENCE, freedom, noise.freedom)):
+            se, freedom, pooled = noise.se, noise.freedom, True
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * se
     verdict = judge(claim, mean - half, mean + half)
-    return Result(mean=mean, se=se, low=mean - half, high=mean + half, seeds=seeds, verdict=verdict, pooled=pooled)
+    return Result(
+        mean=mean, se=se, low=mean - half, high=mean + half, seeds=seeds, verdict=verdict, pooled=pooled, own_se=own
+    )
 
 
 def judge(claim: Claim, low: float, high: float) -> Verdict:

@@ -1,83 +1,163 @@
-"""How much runs of one arm differ for no reason, from the runs of all arms: three seeds of one say little of it."""
+"""How much runs of one arm differ for no reason, from the runs of all arms: three seeds of one say little of it.
+
+A measure of a run is the effect of its arm, and that of its seed, which all arms share: both are fitted. What is left
+has two sources. One is shared by the runs of a *method* with the same seed (one model, codistilled models, models
+without the term): arms that differ in a late part of a schedule alone are one run until then, and a pair of models that
+teach each other has its luck together. It cancels between two arms of a method and counts fully between two methods.
+The other is each run's own, and is another one for one model than for a mean of several. Their variances are those that
+would give the observed sums of squares on average (Henderson's and Rao's quadratic estimators); for balanced runs they
+are those of the analysis of variance.
+"""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy
 import pandas
+from numpy.typing import NDArray
 from pandas.api.typing import SeriesGroupBy
 from scipy import stats
 
 ERRATIC = 0.999  # confidence that an arm varies more than the others: a run that failed says nothing about these
 FEW = 2  # degrees of freedom: too few for a variance of its own
 ROUNDING = 1e-6
+Matrix = NDArray[numpy.float64]
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Variance of a run's measure that neither its arm nor its seed explains.
+    """Of a contrast's mean over seeds.
 
     Args:
-        sizes: how many models a run of an arm has. Runs of as many are as noisy: a mean of two models has less noise
-            than one model.
-        variances: by that number, with degrees of freedom.
-        freedom: of all residuals.
+        variance: the square of its standard error.
+        freedom: degrees of freedom of that (Satterthwaite), at most those of all residuals.
     """
 
-    sizes: Mapping[str, int]
-    variances: Mapping[int, tuple[float, float]]
+    variance: float
     freedom: float
 
-    @classmethod
-    def of(cls, table: pandas.DataFrame, measure: str, arms: Iterable[str]) -> Noise | None:
-        """Residuals of a least-squares fit of an effect an arm and one a seed (of each part of the data), or None.
+    @property
+    def se(self) -> float:
+        return math.sqrt(self.variance)
 
-        Of all arms that are trained on as many data as one of ``arms``, since fewer data make more noise. An arm that
-        is erratic is left out. Runs of as many models that have less than ``FEW`` degrees of freedom among them have
-        the variance of all.
+    @classmethod
+    def of(cls, table: pandas.DataFrame, measure: str, contrast: Mapping[str, float], seeds: int) -> Noise | None:
+        """From the runs of all arms with as many data as an arm of the contrast has, or None.
+
+        Fewer data make more noise, so each part of the data has variances of its own. An arm that is erratic among
+        those of its part is left out. There is none if too little is left, or if the weights of a part of the data do
+        not add up to 0, since the seeds' own effect would then be in the contrast.
         """
         if measure not in table:
             return None
-        rows = table.dropna(subset=[measure])
-        rows = rows.assign(
-            part=rows["train_fraction"].astype(str) if "train_fraction" in rows else "",
-            size=rows["codistill_models"].fillna(1).astype(int) if "codistill_models" in rows else 1,
-        )
-        sizes = dict(zip(rows["arm"], rows["size"], strict=True))
-        rows = rows[rows["part"].isin(rows["part"][rows["arm"].isin(list(arms))])]
+        rows = _with_columns(table.dropna(subset=[measure]))
+        arms = rows.drop_duplicates("arm").set_index("arm")
+        if not set(contrast) <= set(arms.index):
+            return None
         if "name" in rows:
             rows = rows.drop_duplicates("name")  # an arm under two names is one run all the same
-        rows = rows[~rows["arm"].isin(_erratic(rows.groupby("arm")[measure]))]
-        effects = {"arm": rows["arm"], "seed": rows["seed"].astype(str) + " " + rows["part"]}
-        design = pandas.get_dummies(pandas.DataFrame(effects)).to_numpy(dtype=float)
-        values = rows[measure].to_numpy(dtype=float)
-        explained = design @ numpy.linalg.pinv(design)
-        squares, free = (values - explained @ values) ** 2, 1 - numpy.diag(explained)
-        if free.sum() < 1 - ROUNDING:
-            return None
-        variances = {}
-        for size in set(sizes.values()):
-            chosen = (rows["size"] == size).to_numpy()
-            if free[chosen].sum() < FEW - ROUNDING:
-                chosen = numpy.ones_like(chosen)
-            freedom = float(free[chosen].sum())
-            variances[size] = (float(squares[chosen].sum()) / freedom, freedom)
-        return cls(sizes, variances, float(free.sum()))
+        variance = uncertainty = freedom = 0.0
+        for part, names in arms.loc[list(contrast)].groupby("part").groups.items():
+            weights = pandas.Series({arm: contrast[arm] for arm in names}, dtype=float)
+            if abs(weights.sum()) > ROUNDING:
+                return None
+            of_part = rows[rows["part"] == part]
+            estimate = _estimate(of_part[~of_part["arm"].isin(_erratic(of_part.groupby("arm")[measure]))], measure)
+            if estimate is None:
+                return None
+            factors = estimate.factors(weights, arms) / seeds
+            variance += float(factors @ estimate.variances)
+            uncertainty += float(factors @ estimate.covariance @ factors)
+            freedom += estimate.freedom
+        return cls(variance, min(2 * variance**2 / uncertainty, freedom) if uncertainty else freedom)
 
-    def of_mean(self, contrast: Mapping[str, float], seeds: int) -> tuple[float, float]:
-        """Standard error of a contrast's mean over seeds, with its degrees of freedom (Welch and Satterthwaite)."""
-        parts: Counter[int] = Counter()
-        for arm, weight in contrast.items():
-            size = self.sizes[arm]
-            parts[size] += weight**2 * self.variances[size][0] / seeds
-        total = sum(parts.values())
-        uncertain = sum(part**2 / self.variances[size][1] for size, part in parts.items())
-        freedom = total**2 / uncertain if uncertain else sum(self.variances[size][1] for size in parts)
-        return math.sqrt(total), min(freedom, self.freedom)  # the variance of all is of the same residuals as another
+
+def _with_columns(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Add what decides how runs vary: ``part`` of the data, ``several`` models or one, ``method``."""
+    models = table["codistill_models"].fillna(1).astype(int) if "codistill_models" in table else 1
+    coupled = True
+    if "codistill_alpha" in table:
+        coupled = pandas.to_numeric(table["codistill_alpha"], errors="coerce").ne(0)  # a schedule is no number
+    table = table.assign(
+        part=table["train_fraction"].astype(str) if "train_fraction" in table else "", several=models, coupled=coupled
+    )
+    table["several"] = table["several"] > 1
+    return table.assign(method=table["several"].astype(str) + (table["several"] & table["coupled"]).astype(str))
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """Variances of one part of the data by source, with their covariances.
+
+    ``sources``: of ``_SOURCES``; ``freedom``: of all residuals.
+    """
+
+    sources: Sequence[str]
+    variances: Matrix
+    covariance: Matrix
+    freedom: float
+
+    def factors(self, weights: pandas.Series, arms: pandas.DataFrame) -> Matrix:
+        """How often each source's variance is in that of a contrast in one seed."""
+        several = arms["several"].loc[weights.index]
+        of_method = weights.groupby(arms["method"].loc[weights.index]).sum()
+        found = {
+            "one": (weights[~several] ** 2).sum(),
+            "several": (weights[several] ** 2).sum(),
+            "each": (weights**2).sum(),
+            "method": (of_method**2).sum(),
+        }
+        return numpy.array([found[source] for source in self.sources], dtype=float)
+
+
+# The first of which the runs say enough, and which is nowhere negative.
+_SOURCES = (("one", "several", "method"), ("each", "method"), ("one", "several"), ("each",))
+
+
+def _estimate(rows: pandas.DataFrame, measure: str) -> _Estimate | None:
+    effects = pandas.get_dummies(pandas.DataFrame({"arm": rows["arm"], "seed": rows["seed"].astype(str)}))
+    design = effects.to_numpy(dtype=float)
+    residual = numpy.eye(len(rows)) - design @ numpy.linalg.pinv(design)  # projects onto what they leave
+    freedom = float(numpy.trace(residual))
+    if freedom < 1 - ROUNDING:
+        return None
+    values = residual @ rows[measure].to_numpy(dtype=float)
+    several = rows["several"].to_numpy(dtype=bool)
+    group = (rows["method"] + " " + rows["seed"].astype(str)).to_numpy()
+    shapes = {
+        "one": numpy.diag(~several).astype(float),
+        "several": numpy.diag(several).astype(float),
+        "each": numpy.eye(len(rows)),
+        "method": (group[:, None] == group[None, :]).astype(float),
+    }
+    for sources in _SOURCES:
+        estimate = _solve(sources, [shapes[source] for source in sources], residual, values, freedom)
+        if estimate is not None:
+            return estimate
+    return None
+
+
+def _solve(
+    sources: Sequence[str], shapes: Sequence[Matrix], residual: Matrix, values: Matrix, freedom: float
+) -> _Estimate | None:
+    """Sums of squares are on average a linear function of the variances: solve it for these."""
+    own = [shape for source, shape in zip(sources, shapes, strict=True) if source in ("one", "several")]
+    if any(numpy.trace(residual @ shape) < FEW - ROUNDING for shape in own):
+        return None
+    squares = [residual @ shape @ residual for shape in shapes]
+    system = numpy.array([[numpy.trace(square @ shape) for shape in shapes] for square in squares])
+    if numpy.linalg.matrix_rank(system, tol=ROUNDING) < len(shapes):
+        return None
+    inverse = numpy.linalg.inv(system)
+    variances = inverse @ [values @ shape @ values for shape in shapes]
+    if len(sources) > 1 and variances.min() <= 0:
+        return None
+    total = sum(variance * shape for variance, shape in zip(variances, shapes, strict=True))
+    spread = numpy.array([[2 * numpy.trace(a @ total @ b @ total) for a in squares] for b in squares])
+    return _Estimate(sources, variances, inverse @ spread @ inverse, freedom)
 
 
 def _erratic(by_arm: SeriesGroupBy) -> list[str]:

@@ -91,7 +91,10 @@ def _outcome(
         return f"{result.mean:+.{places}f}", "", "", seeds, f"{verdict}, no verdict"
     said = f"**{verdict}**" if result.seeds + lost >= of else f"{verdict} so far"
     interval = f"{result.low:+.{places}f} to {result.high:+.{places}f}"
-    return f"{result.mean:+.{places}f}", f"{result.se:.{places}f}{' (all arms)' * result.pooled}", interval, seeds, said
+    se = f"{result.se:.{places}f}"
+    if result.pooled:
+        se += f" (all arms; own {result.own_se:.{places}f})"
+    return f"{result.mean:+.{places}f}", se, interval, seeds, said
 
 
 def _seeds(done: int, planned: int, failed: int) -> str:

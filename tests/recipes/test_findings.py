@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy
 import pandas
 import pytest
 
@@ -60,39 +61,104 @@ def test_verdicts(low: float, high: float, expect: str, verdict: str) -> None:
     assert judge(claim(expect, margin=0.5 if expect in ("zero", "not negative") else 0.0, a=1), low, high) == verdict
 
 
+def close(noise: Noise | None, variance: float, freedom: float) -> bool:
+    return noise is not None and (noise.variance, noise.freedom) == pytest.approx((variance, freedom))
+
+
 def test_the_noise_of_all_arms_is_what_arms_and_seeds_do_not_explain() -> None:
     # Two arms, three seeds: effects of both and a residual of +-d in the first two seeds, 2 degrees of freedom.
     d = 0.3
     arms = table(a=[1.0 + d, 2.0 - d, 3.0], b=[5.0 - d, 6.0 + d, 7.0])
-    noise = Noise.of(arms, "m", ["a"])
-    assert noise is not None and noise.of_mean({"a": 1}, 1) == pytest.approx((math.sqrt(4 * d**2 / 2), 2))
+    assert close(Noise.of(arms, "m", {"a": 1, "b": -1}, 1), 2 * 4 * d**2 / 2, 2)
+    assert close(Noise.of(arms, "m", {"a": 1, "b": -1}, 3), 2 * 4 * d**2 / 2 / 3, 2)
+    assert Noise.of(arms, "m", {"a": 1}, 1) is None, "the effect of the seed is in it"
+    assert Noise.of(arms[arms["seed"] == 0], "m", {"a": 1, "b": -1}, 1) is None
+    assert Noise.of(arms, "m", {"a": 1, "z": -1}, 1) is None and Noise.of(arms, "n", {"a": 1, "b": -1}, 1) is None
 
 
 def test_means_of_two_models_have_a_noise_of_their_own() -> None:
-    """Four arms, residuals +-d of the first two and +-e of the others, each half of the 12 - 4 - 3 + 1 degrees."""
-    d, e = 0.6, 0.2
+    """Four arms, residuals +-d of the first two and +-e of the others. An arm's mean over the seeds and a seed's mean
+    over the arms carry the noise of others along: on average the sums of squares 4d^2 and 4e^2 are 2.5 times the own
+    variance and 0.5 times the other one."""
+    d, e = 0.6, 0.5
     arms = table(a=[d, -d, 0.0], b=[-d, d, 0.0], c=[5 + e, 5 - e, 5.0], p=[5 - e, 5 + e, 5.0])
     arms["codistill_models"] = arms["arm"].map({"a": 1, "b": 1, "c": 2, "p": 2})
-    noise = Noise.of(arms, "m", ["a", "c"])
-    assert noise is not None
-    assert noise.of_mean({"a": 1, "b": -1}, 3) == pytest.approx((math.sqrt(2 * 4 * d**2 / 3 / 3), 3))
-    freedom = 3 * (d**2 + e**2) ** 2 / (d**4 + e**4)
-    assert noise.of_mean({"a": 1, "c": -1}, 3) == pytest.approx((math.sqrt(4 * (d**2 + e**2) / 3 / 3), freedom))
+    one, several = (numpy.linalg.inv([[2.5, 0.5], [0.5, 2.5]]) @ [4 * d**2, 4 * e**2]).tolist()
+    for contrast, variance in (
+        ({"a": 1, "b": -1}, 2 * one),
+        ({"c": 1, "p": -1}, 2 * several),
+        ({"a": 1, "c": -1}, one + several),
+    ):
+        noise = Noise.of(arms, "m", contrast, 3)
+        assert noise is not None and noise.variance == pytest.approx(variance / 3)
     seed_0 = arms[(arms["codistill_models"] == 1) | (arms["seed"] == 0)]  # too few pairs to say anything of them
-    alike = Noise.of(seed_0, "m", ["a", "c"])
-    assert alike is not None and alike.of_mean({"a": 1}, 1) == pytest.approx(alike.of_mean({"c": 1}, 1))
+    assert close(Noise.of(seed_0, "m", {"a": 1, "b": -1}, 1), 2 * 4 * d**2 / 2, 2)
+    assert close(Noise.of(seed_0, "m", {"a": 1, "c": -1}, 1), 2 * 4 * d**2 / 2, 2)
+
+
+def methods(x: float, d: float) -> pandas.DataFrame:
+    """Two methods of two arms each: +-x is shared by a method's arms, +-d is an arm's own."""
+    a, b = [1 + x, 1 - x, 1.0], [5 - x, 5 + x, 5.0]
+    own = [d, d, -2 * d]
+    arms = table(
+        a1=[v + o for v, o in zip(a, own, strict=True)],
+        a2=[v - o for v, o in zip(a, own, strict=True)],
+        b1=[v + o for v, o in zip(b, own, strict=True)],
+        b2=[v - o for v, o in zip(b, own, strict=True)],
+    )
+    return arms.assign(codistill_models=2, codistill_alpha=["1"] * 6 + ["0"] * 6)
+
+
+def test_what_the_arms_of_a_method_share_cancels_among_them_and_counts_between_methods() -> None:
+    """The analysis of variance: mean squares of methods by seeds, of 2 degrees of freedom, and within them, of 4."""
+    x, d = 0.9, 0.2
+    between, within = 4 * 2 * x**2 / 2, 4 * 6 * d**2 / 4
+    arms = methods(x, d)
+    assert close(Noise.of(arms, "m", {"a1": 1, "a2": -1}, 3), 2 * within / 3, 4)
+    # A run varies by the variance of the methods, (between - within) / 2, and by its own.
+    freedom = (between + within) ** 2 / (between**2 / 2 + within**2 / 4)
+    assert close(Noise.of(arms, "m", {"a1": 1, "b1": -1}, 3), (between + within) / 3, freedom)
+    of_means = {"a1": 0.5, "a2": 0.5, "b1": -0.5, "b2": -0.5}
+    assert close(Noise.of(arms, "m", of_means, 3), between / 3, 2)
+    of_differences = {"a1": 1, "a2": -1, "b1": -1, "b2": 1}
+    assert close(Noise.of(arms, "m", of_differences, 3), 4 * within / 3, 4)
+
+
+def test_methods_that_share_nothing_have_one_variance() -> None:
+    x, d = 0.1, 0.9  # between methods less than within: a negative variance of theirs, which there is not
+    freedom = 12 - 4 - 3 + 1
+    assert close(Noise.of(methods(x, d), "m", {"a1": 1, "b1": -1}, 1), 2 * (8 * x**2 + 24 * d**2) / freedom, freedom)
+
+
+def test_the_noise_of_few_unbalanced_runs_is_right_on_average() -> None:
+    """Drawn 400 times: three methods of two arms, with three and with eight seeds, some missing."""
+    generator = numpy.random.default_rng(3)
+    own, shared, found = 0.3, 0.5, []
+    for _ in range(400):
+        rows = []
+        for method, (models, alpha) in enumerate(((1, "1"), (2, "1"), (2, "0"))):
+            together = shared * generator.standard_normal(8)
+            for arm in range(2):
+                for seed in range(8 if arm else 3 + method):
+                    value = method + together[seed] + own * generator.standard_normal()
+                    row = {"arm": f"{method}{arm}", "seed": seed, "m": value}
+                    rows.append(row | {"codistill_models": models, "codistill_alpha": alpha})
+        noise = Noise.of(pandas.DataFrame(rows), "m", {"00": 1, "10": -1}, 3)
+        assert noise is not None
+        found.append(noise.variance)
+    # Its own error of 400 draws is about 2 %.
+    assert numpy.mean(found) == pytest.approx(2 * (own**2 + shared**2) / 3, rel=0.08)
 
 
 def test_few_seeds_of_an_accuracy_use_the_noise_of_all_arms() -> None:
     arms = table(a=[1.1, 1.9, 3.0], b=[0.0, 1.0, 2.0], c=[7.1, 8.0, 9.0], d=[4.0, 5.1, 6.0])
     arms = arms.rename(columns={"m": "top1"})
     wanted = Claim(text="c", measure="top1", contrast={"a": 1, "b": -1}, expect="positive")
-    noise = Noise.of(arms, "top1", ["a", "b"])
-    assert noise is not None
-    sd, freedom = noise.of_mean({"a": 1}, 1)
-    assert freedom == pytest.approx(12 - 4 - 3 + 1)
+    noise = Noise.of(arms, "top1", {"a": 1, "b": -1}, 3)
+    assert noise is not None and noise.freedom == pytest.approx(12 - 4 - 3 + 1)
     result = examine(arms, wanted)
-    assert result.pooled and result.se == pytest.approx(sd * math.sqrt(2 / 3)) and result.verdict == "seen"
+    assert result.pooled and result.se == pytest.approx(noise.se) and result.verdict == "seen"
+    assert result.own_se == pytest.approx(0.1 / math.sqrt(3)), "of differences 1.1, 0.9, 1.0"
 
 
 def test_the_noise_of_other_parts_of_the_data_is_another() -> None:
@@ -102,26 +168,31 @@ def test_the_noise_of_other_parts_of_the_data_is_another() -> None:
         a=[50 + r for r in large], b=[40 - r for r in large], c=[70 + r for r in small], d=[60 - r for r in small]
     )
     arms["train_fraction"] = arms["arm"].map({"a": "1/16", "b": "1/16", "c": "1/8", "d": "1/8"})
-    for names, sd in (("ab", 1.0 * math.sqrt(2)), ("cd", 0.1 * math.sqrt(2))):
-        noise = Noise.of(arms, "m", names)
-        assert noise is not None and noise.of_mean({names[0]: 1}, 1) == pytest.approx((sd, 2))
-    both = Noise.of(arms, "m", "ac")
-    assert both is not None and both.of_mean({"a": 1}, 1) == pytest.approx((math.sqrt((2 * 2 + 2 * 0.02) / 4), 4))
+    variances = (2 * 4 * 1.0 / 2, 2 * 4 * 0.01 / 2)
+    for names, variance in zip(("ab", "cd"), variances, strict=True):
+        assert close(Noise.of(arms, "m", {names[0]: 1, names[1]: -1}, 1), variance, 2)
+    # The difference of both has the noise of both, and hardly more degrees of freedom than the noisy one.
+    freedom = sum(variances) ** 2 / sum(variance**2 / 2 for variance in variances)
+    assert close(Noise.of(arms, "m", {"a": 1, "b": -1, "c": -1, "d": 1}, 1), sum(variances), freedom)
+    assert Noise.of(arms, "m", {"a": 1, "c": -1}, 1) is None, "the seeds' effects are in it"
 
 
 def test_an_arm_that_fails_in_one_seed_is_no_noise_of_the_others() -> None:
     values = {"a": [1.1, 1.9, 3.0], "b": [0.0, 1.0, 2.0], "c": [7.1, 8.0, 9.0], "d": [4.0, 5.1, 6.0]}
-    without, failed = (Noise.of(table(**values, **more), "m", "a") for more in ({}, {"e": [70.0, 71.0, 10.0]}))
-    assert without is not None and failed is not None
-    assert failed.of_mean({"e": 1}, 1) == pytest.approx(without.of_mean({"a": 1}, 1))
+    with_failed = table(**values, e=[70.0, 71.0, 10.0])
+    without = Noise.of(table(**values), "m", {"a": 1, "b": -1}, 3)
+    assert without is not None
+    assert Noise.of(with_failed, "m", {"a": 1, "b": -1}, 3) == without
+    assert Noise.of(with_failed, "m", {"a": 1, "e": -1}, 3) == without
 
 
 def test_of_two_seeds_an_arm_is_not_erratic_because_others_happen_to_be_close() -> None:
     """Differences of 0.02 to 0.65 in two seeds, as five arms once had them: variances that differ a thousandfold."""
     arms = table(a=[85.23, 85.01], b=[85.47, 85.44], c=[81.09, 80.44], d=[81.63, 81.64], e=[81.93, 81.90])
-    noise, few = Noise.of(arms, "m", "a"), Noise.of(arms[arms["arm"].isin(list("bde"))], "m", "b")
+    noise = Noise.of(arms, "m", {"a": 1, "b": -1}, 2)
+    few = Noise.of(arms[arms["arm"].isin(list("bde"))], "m", {"b": 1, "d": -1}, 2)
     assert noise is not None and few is not None
-    assert noise.freedom == pytest.approx(4) and noise.of_mean({"a": 1}, 1)[0] > 5 * few.of_mean({"b": 1}, 1)[0]
+    assert noise.freedom == pytest.approx(4) and noise.se > 5 * few.se
 
 
 def test_a_contrast_that_is_plainly_noisier_keeps_its_own_noise() -> None:
@@ -227,9 +298,8 @@ def test_noise_counts_a_run_under_two_names_once(tmp_path: Path) -> None:
     runs = load_runs(tmp_path)
     twice = runs.with_aliases({"alias": "one", "two": "one"})  # the second is there already
     assert len(twice.table) == 9
-    once, alias = Noise.of(runs.table, "top1", ["one"]), Noise.of(twice.table, "top1", ["alias"])
-    assert once is not None and alias is not None and alias.variances == once.variances
-    assert alias.of_mean({"alias": 1}, 3) == once.of_mean({"one": 1}, 3)
+    once = Noise.of(runs.table, "top1", {"one": 1, "two": -1}, 3)
+    assert once is not None and Noise.of(twice.table, "top1", {"alias": 1, "two": -1}, 3) == once
 
 
 def test_a_directory_without_runs_is_a_mistake(tmp_path: Path) -> None:

@@ -66,12 +66,12 @@ def cells(text: str, *begin: str) -> list[str]:
 
 def test_the_report_has_means_deviations_errors_and_verdicts(runs: Path) -> None:
     text = call(runs)
-    # Differences 1.5, 2.5, 3.5: mean 2.5. Residuals of the three arms in the outer seeds 1/3, -2/3, 1/3, with 4 degrees
-    # of freedom. One model alone has a third of them, too few: its variance is that of all, 4/3 by 4; that of two
-    # models is 10/9 by 8/3. Standard error sqrt((1/3 + 5/12) / 3), t = 2.776.
+    # Differences 1.5, 2.5, 3.5: mean 2.5, own error 1 / sqrt(3). Residuals of the three arms in the outer seeds are
+    # 1/3, -2/3, 1/3, with 4 degrees of freedom. One model alone has a third of them, too few: the variance is that of
+    # all, 4/3 by 4. Standard error sqrt(2 / 3 / 3), t = 2.776.
     formula = "mean_top1: two - one"
     assert cells(text, "1", "higher accuracy", formula) == [
-        *("+2.50", "0.50 (all arms)", "+1.11 to +3.89", "3", "**seen**")
+        *("+2.50", "0.47 (all arms; own 0.58)", "+1.19 to +3.81", "3", "**seen**")
     ]
     assert cells(text, "2", "more accurate")[-2:] == ["0", "**not yet run**"]
     assert cells(text, "one") == ["3", "72.00 ± 2.00 (1.15)", "0.250 ± 0.000 (0.000)", ""]
