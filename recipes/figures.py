@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy
 import pandas
 
 from recipes.frames import Runs, by_arm
@@ -32,6 +34,7 @@ STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#E69F00", "linestyle": (0, (3, 1, 1, 1)), "marker": "*"},
 )
 MARKERS_A_LINE = 8
+BESIDE = 1.025  # of a point to the same point of the next line
 LETTERS_A_LINE = 36  # of a label beside a panel
 LABELS = {
     "train/loss": "training loss (task)",
@@ -84,7 +87,7 @@ def label(name: str) -> str:
 
 def panels(count: int, *, columns: int = 3) -> tuple[Figure, list[Axes]]:
     """A figure with so many panels; the places left over are empty."""
-    columns = min(columns, count)
+    columns = 2 if count == 4 else min(columns, count)
     rows = -(-count // columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(4.6 * columns, 3.6 * rows), layout="constrained")
     flat = [axes] if count == 1 else list(axes.flat)
@@ -151,26 +154,43 @@ def draw_curves(runs: Runs, *, keys: Sequence[str], arms: Sequence[str]) -> Figu
         axis.set(xlabel="update", title=label(key))
         if "loss" in key:
             log_scale(axis)
+        if key.endswith("top1"):
+            _show_end(axis)
     axes[0].legend(fontsize="small")
     return figure
 
 
+def _show_end(axis: Axes) -> None:
+    """Begin the axis where the second half of the run does: accuracies of arms differ little beside what all gained."""
+    lines = [numpy.asarray(drawn.get_ydata(), dtype=float) for drawn in axis.get_lines()]
+    ends = [values[len(values) // 2 :] for values in lines if len(values) > 1]
+    if ends:
+        low, high = min(float(end.min()) for end in ends), max(float(end.max()) for end in ends)
+        margin = 0.15 * (high - low) or 1.0
+        axis.set_ylim(low - margin, high + margin)
+
+
 def draw_by(runs: Runs, *, x: str, y: str, lines: Mapping[str, str | Sequence[str]]) -> Figure | None:
-    """A figure over an option: a line for each set of arms, with standard errors. None without data."""
-    figure, (axis,) = panels(1)
-    ticks: dict[float, str] = {}
-    for index, (name, patterns) in enumerate(lines.items()):
+    """A figure over an option: a line for each set of arms, with standard errors. None where nothing can be compared.
+
+    Where a set lacks a place that another has, its line is interrupted; and the sets stand a little beside each other.
+    """
+    sets = {}
+    for name, patterns in lines.items():
         arms = matching(runs.table["arm"], [patterns] if isinstance(patterns, str) else patterns)
-        points = sorted(_points(runs.table, arms, x, y))
+        sets[name] = {place: (text, mean, se) for place, text, mean, se in _points(runs.table, arms, x, y)}
+    if all(len(points) < 2 for points in sets.values()):
+        return None
+    figure, (axis,) = panels(1)
+    ticks = {place: text for points in sets.values() for place, (text, _, _) in points.items()}
+    missing = ("", math.nan, math.nan)
+    for index, (name, points) in enumerate(sets.items()):
         if not points:
             continue
-        ticks |= {place: text for place, text, _, _ in points}
         style = {**STYLES[index % len(STYLES)], "markersize": 5, "capsize": 3, "linewidth": 1.4}
-        xs, _, means, errors = zip(*points, strict=True)
-        axis.errorbar(xs, means, yerr=errors, label=name, **style)
-    if not ticks:
-        pyplot.close(figure)
-        return None
+        beside = BESIDE ** (index - (len(sets) - 1) / 2)
+        _, means, errors = zip(*(points.get(place, missing) for place in sorted(ticks)), strict=True)
+        axis.errorbar([place * beside for place in sorted(ticks)], means, yerr=errors, label=name, **style)
     axis.set_xscale("log")
     axis.set_xticks(list(ticks), labels=list(ticks.values()))
     axis.minorticks_off()

@@ -112,9 +112,12 @@ def _section(runs: Runs, finding: Finding, planned: Planned, out: Path) -> Itera
     for figure in finding.figures:
         options = {key: value for key, value in figure.items() if key not in ("file", "kind")}
         drawn = draw_curves(runs, **options) if figure["kind"] == "curves" else draw_by(runs, **options)
-        if drawn is not None:
-            save(drawn, out / "figures" / figure["file"])
-            yield f"![{finding.title}](figures/{figure['file']})"
+        path = out / "figures" / figure["file"]
+        if drawn is None:
+            path.unlink(missing_ok=True)  # that of other runs
+        else:
+            save(drawn, path)
+            yield f"![{finding.title}](figures/{path.name})"
 
 
 def arms_table(runs: Runs, finding: Finding, planned: Planned) -> str:

@@ -3,7 +3,7 @@
 #
 # Predictions each update; of every 2nd, 4th and 8th update; the largest k of them; checkpoints with the same or with
 # disjoint data; and model 1 only teaching.
-# Cost: 16 V100, 3 times for 3.3 hours with checkpoints, 6 times for 2.5 with predictions (no second forward pass: computed).
+# Cost: 16 V100, 3 times for 3.3 hours with checkpoints, 7 times for 2.5 with predictions (no second forward pass: computed).
 # Should reach: unknown. Anil et al. (2018) found disjoint data clearly better than the same.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 codistill checkpoints_coordinated "${ADJUSTED[@]}" --codistill-data coordinated

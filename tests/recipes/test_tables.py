@@ -2,14 +2,17 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
+import numpy
+import pandas
 import pytest
 from PIL import Image, ImageChops
 
 from recipes import tables
 from recipes.figures import draw_by, draw_curves, mean_curve
-from recipes.frames import load_runs
+from recipes.frames import Runs, load_runs
 from recipes.runs import write_raw_summary
 from tests.recipes.made_up import UPDATES, write_run
 
@@ -142,6 +145,33 @@ def test_curves_are_means_over_seeds(runs: Path) -> None:
     frame = mean_curve(load_runs(runs / "runs").curves, "one", "valid/top1")
     assert frame.index.to_list() == list(UPDATES)
     assert frame["mean"].to_list() == [42, 52, 62, 72] and frame["seeds"].to_list() == [3] * 4
+
+
+def test_the_axis_of_an_accuracy_shows_the_end_of_the_run(runs: Path) -> None:
+    curves = draw_curves(load_runs(runs / "runs"), keys=["valid/top1"], arms=["one"])  # 42, 52, 62, 72
+    assert curves is not None and curves.axes[0].get_ylim() == pytest.approx((60.5, 73.5))
+
+
+def test_a_line_is_interrupted_where_another_one_has_a_place_that_it_lacks() -> None:
+    rows = [("a", 1, 70.0), ("a", 2, 71.0), ("a", 4, 72.0), ("b", 1, 60.0), ("b", 4, 61.0), ("c", 4, 50.0)]
+    table = pandas.DataFrame([{"arm": f"{arm}{x}", "seed": 0, "x": x, "m": m} for arm, x, m in rows])
+    runs = Runs(table, pandas.DataFrame())
+    figure = draw_by(runs, x="x", y="m", lines={"a": "a*", "b": "b*", "c": "c*"})
+    assert figure is not None
+    (axis,) = figure.axes
+    drawn = [numpy.asarray(container.lines[0].get_ydata(), dtype=float) for container in axis.containers]
+    nan = math.nan
+    for values, expected in zip(drawn, ([70, 71, 72], [60, nan, 61], [nan, nan, 50]), strict=True):
+        numpy.testing.assert_array_equal(values, expected)
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["1", "2", "4"]
+    assert draw_by(runs, x="x", y="m", lines={"c": "c*", "one of a": "a1"}) is None, "one point a line compares nothing"
+
+
+def test_a_figure_that_is_no_more_drawn_is_removed(runs: Path) -> None:
+    call(runs)
+    for path in (runs / "runs").glob("two_fast-*"):
+        shutil.rmtree(path)
+    assert "by_lr.png" not in call(runs) and not (runs / "out/figures/by_lr.png").exists()
 
 
 def test_nothing_to_draw_is_no_figure(runs: Path) -> None:
