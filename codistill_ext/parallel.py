@@ -385,7 +385,37 @@ def _wrapper(
 def _distributed_data_parallel(module: nn.Module, groups: ModelGroups) -> nn.Module:
     device = next(module.parameters()).device
     device_ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=device_ids, process_group=groups.model_group)
+    parallel = DistributedDataParallel(module, device_ids=device_ids, process_group=groups.model_group)
+    _rehearse(parallel)
+    return parallel
+
+
+def _rehearse(parallel: DistributedDataParallel) -> None:
+    """Let it arrange its buckets now, by a backward pass of zeros.
+
+    It would do so behind its first real one, and three or more ranks add up in another order then: the first update of
+    a resumed run would not be the one of the run that was not interrupted, bit for bit.
+    """
+    module = parallel.module
+    parallel.module = _Zero(module)  # hooks of the module itself are not for this
+    try:
+        with torch.enable_grad():
+            parallel().backward()
+    finally:
+        parallel.module = module
+    parallel.zero_grad(set_to_none=True)
+
+
+class _Zero(nn.Module):
+    """The value 0, of all parameters of a module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module  # whose buffers are found here, too
+
+    def forward(self) -> Tensor:
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        return torch.stack([parameter.flatten()[:0].sum().float() for parameter in trained]).sum()
 
 
 def _warn_if_identical(module: nn.Module, groups: ModelGroups) -> None:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from codistill_ext.errors import Mistake, PeerTimeoutError
 from codistill_ext.exchange.base import Batch
 from codistill_ext.exchange.periodic import Flight, PeriodicExchange, done
@@ -209,6 +211,8 @@ class FileExchange(PeriodicExchange):
         try:
             # The teacher in use stays until these weights are due.
             packer = self.teacher_for(peer, about.description).packer
+        except torch.OutOfMemoryError:
+            raise  # of this rank's device: the file is as good as any
         except (ValueError, RuntimeError) as error:
             problem = str(error)
         if not self.groups.agree(not problem, self.device):

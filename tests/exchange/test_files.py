@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -188,6 +189,17 @@ def test_the_staleness_policies(tmp_path: Path) -> None:
     with pytest.raises(PeerTimeoutError, match="no weights of models 1 for 1 s that are at most 4 updates old"):
         waiting.step(9)
     assert waiting.model.updates == 7
+
+
+def test_no_memory_for_a_teacher_is_no_fault_of_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = Job(tmp_path, 0), Job(tmp_path, 1)
+    first.step(2)
+    full = mock.patch.object(
+        second.model.exchange, "teacher_for", side_effect=torch.OutOfMemoryError("CUDA out of memory")
+    )
+    with full, pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        second.step(4)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("seen", [False, True], ids=["read at its end", "read before its end"])

@@ -63,6 +63,15 @@ def test_two_models_resume_bit_for_bit(extra: list[str], tmp_path: Path) -> None
         assert_same(final_state(tmp_path / "whole", model), final_state(tmp_path / "stopped", model))
 
 
+def test_a_model_on_three_ranks_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """Of three numbers the order of summation matters, and DDP changes it after its first update."""
+    whole = [*PLAIN, "--max-updates", "6", "--output-dir", str(tmp_path / "whole")]
+    stopped = [*PLAIN, "--output-dir", str(tmp_path / "stopped"), "--resume", "auto", "--max-updates"]
+    run_ranks(3, run_rank, whole, [*stopped, "3"])
+    run_ranks(3, run_rank, [*stopped, "6"])  # other processes, as after a kill
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "stopped"))
+
+
 def test_weight_0_is_plain_training_bit_for_bit(tmp_path: Path) -> None:
     run([*PLAIN, "--output-dir", str(tmp_path / "plain")])
     run_ranks(2, run_rank, [*TWO, "--codistill-alpha", "0", "--output-dir", str(tmp_path / "zero")])
