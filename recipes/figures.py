@@ -182,15 +182,15 @@ def draw_by(runs: Runs, *, x: str, y: str, lines: Mapping[str, str | Sequence[st
     if all(len(points) < 2 for points in sets.values()):
         return None
     figure, (axis,) = panels(1)
-    ticks = {place: text for points in sets.values() for place, (text, _, _) in points.items()}
+    ticks = dict(sorted((place, text) for points in sets.values() for place, (text, _, _) in points.items()))
     missing = ("", math.nan, math.nan)
     for index, (name, points) in enumerate(sets.items()):
         if not points:
             continue
         style = {**STYLES[index % len(STYLES)], "markersize": 5, "capsize": 3, "linewidth": 1.4}
         beside = BESIDE ** (index - (len(sets) - 1) / 2)
-        _, means, errors = zip(*(points.get(place, missing) for place in sorted(ticks)), strict=True)
-        axis.errorbar([place * beside for place in sorted(ticks)], means, yerr=errors, label=name, **style)
+        _, means, errors = zip(*(points.get(place, missing) for place in ticks), strict=True)
+        axis.errorbar([place * beside for place in ticks], means, yerr=errors, label=name, **style)
     axis.set_xscale("log")
     axis.set_xticks(list(ticks), labels=list(ticks.values()))
     axis.minorticks_off()

@@ -123,18 +123,19 @@ def _finding(entry: Mapping[str, Any]) -> Finding:
 
 
 def contrast_by_seed(table: pandas.DataFrame, claim: Claim) -> pandas.Series:
-    """The contrast in each seed that has all of its arms."""
-    if not {claim.measure, *claim.measure_of.values()} <= set(table):
+    """The contrast in each seed that has all of its arms; their measures are in one column (``_with_own_measures``)."""
+    if claim.measure not in table:
         return pandas.Series(dtype=float)
-    table = _with_own_measures(table, claim)
     columns = {arm: table[table["arm"] == arm].set_index("seed")[claim.measure] for arm in claim.contrast}
     wide = pandas.DataFrame(columns).dropna()
     return sum((weight * wide[arm] for arm, weight in claim.contrast.items()), pandas.Series(0.0, index=wide.index))
 
 
 def _with_own_measures(table: pandas.DataFrame, claim: Claim) -> pandas.DataFrame:
-    """The claim's measure of each arm in one column."""
-    values = table[claim.measure].copy()
+    """The claim's measure of each arm in one column, where the runs have it."""
+    if not {claim.measure, *claim.measure_of.values()} <= set(table):
+        return table.drop(columns=claim.measure, errors="ignore")
+    values = table[claim.measure]
     for arm, measure in claim.measure_of.items():
         values = values.where(table["arm"] != arm, table[measure])
     return table.assign(**{claim.measure: values})
@@ -142,6 +143,7 @@ def _with_own_measures(table: pandas.DataFrame, claim: Claim) -> pandas.DataFram
 
 def examine(table: pandas.DataFrame, claim: Claim) -> Result:
     """Mean, interval and verdict of a claim; of one seed there is no more than its difference."""
+    table = _with_own_measures(table, claim)
     values = contrast_by_seed(table, claim)
     seeds = len(values)
     mean = float(values.mean()) if seeds else math.nan
@@ -151,7 +153,7 @@ def examine(table: pandas.DataFrame, claim: Claim) -> Result:
     own = se = float(values.sem())
     freedom, pooled = float(seeds - 1), False
     few = seeds < ENOUGH_SEEDS and claim.measure.endswith("top1")
-    noise = Noise.of(_with_own_measures(table, claim), claim.measure, claim.contrast, seeds) if few else None
+    noise = Noise.of(table, claim.measure, claim.contrast, seeds) if few else None
     if noise is not None and noise.freedom > freedom:
         if own <= noise.se * math.sqrt(stats.f.ppf(CONFIDENCE, freedom, noise.freedom)):
             se, freedom, pooled = noise.se, noise.freedom, True
