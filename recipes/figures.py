@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -96,6 +97,19 @@ def panels(count: int, *, columns: int = 3) -> tuple[Figure, list[Axes]]:
     return figure, flat[:count]
 
 
+def styles_of(arms: Iterable[str], methods: Sequence[str]) -> list[int]:
+    """The place in ``STYLES`` of each arm: that of the first method (a pattern, ``*all_reduce``) that it matches.
+
+    So a method looks the same in all figures. Other arms, and a method's second one, take the styles that are left.
+    """
+    matches = ([at for at, method in enumerate(methods) if fnmatch.fnmatchcase(arm, method)] for arm in arms)
+    wanted = [places[0] if places else None for places in matches]
+    own = [None if place in wanted[:at] else place for at, place in enumerate(wanted)]
+    places = itertools.chain(range(len(methods), len(STYLES)), range(len(methods)), itertools.count(len(STYLES)))
+    free = (place for place in places if place not in own)
+    return [next(free) if place is None else place for place in own]
+
+
 def line(axis: Axes, xs: Sequence[float], ys: Sequence[float], index: int, name: str) -> None:
     """A line in the style of its place; markers here and there, not at the same places as its neighbours'."""
     every = max(1, len(xs) // MARKERS_A_LINE)
@@ -138,15 +152,16 @@ def mean_curve(curves: pandas.DataFrame, arm: str, key: str) -> pandas.DataFrame
     return frame[frame["seeds"] == frame["seeds"].max()] if len(frame) else frame
 
 
-def draw_curves(runs: Runs, *, keys: Sequence[str], arms: Sequence[str]) -> Figure | None:
+def draw_curves(runs: Runs, *, keys: Sequence[str], arms: Sequence[str], methods: Sequence[str] = ()) -> Figure | None:
     """A panel a key over the updates: the arms' means, with a band of one standard error. None without data."""
     known = [key for key in keys if key in set(runs.curves["key"])]
     chosen = matching(runs.table["arm"], arms)
     if not known or not chosen:
         return None
     figure, axes = panels(len(known))
+    styles = styles_of(chosen, methods)
     for axis, key in zip(axes, known, strict=True):
-        for index, arm in enumerate(chosen):
+        for index, arm in zip(styles, chosen, strict=True):
             frame = mean_curve(runs.curves, arm, key)
             line(axis, frame.index.to_list(), frame["mean"].to_list(), index, arm)
             low, high = frame["mean"] - frame["se"], frame["mean"] + frame["se"]
@@ -170,27 +185,30 @@ def _show_end(axis: Axes) -> None:
         axis.set_ylim(low - margin, high + margin)
 
 
-def draw_by(runs: Runs, *, x: str, y: str, lines: Mapping[str, str | Sequence[str]]) -> Figure | None:
+def draw_by(
+    runs: Runs, *, x: str, y: str, lines: Mapping[str, str | Sequence[str]], methods: Sequence[str] = ()
+) -> Figure | None:
     """A figure over an option: a line for each set of arms, with standard errors. None where nothing can be compared.
 
     Where a set lacks a place that another has, its line is interrupted; and the sets stand a little beside each other.
     """
-    sets = {}
+    sets, firsts = {}, []
     for name, patterns in lines.items():
         arms = matching(runs.table["arm"], [patterns] if isinstance(patterns, str) else patterns)
+        firsts.append(arms[0] if arms else name)
         sets[name] = {place: (text, mean, se) for place, text, mean, se in _points(runs.table, arms, x, y)}
     if all(len(points) < 2 for points in sets.values()):
         return None
     figure, (axis,) = panels(1)
     ticks = dict(sorted((place, text) for points in sets.values() for place, (text, _, _) in points.items()))
     missing = ("", math.nan, math.nan)
-    for index, (name, points) in enumerate(sets.items()):
+    for index, (place, (name, points)) in enumerate(zip(styles_of(firsts, methods), sets.items(), strict=True)):
         if not points:
             continue
-        style = {**STYLES[index % len(STYLES)], "markersize": 5, "capsize": 3, "linewidth": 1.4}
+        style = {**STYLES[place % len(STYLES)], "markersize": 5, "capsize": 3, "linewidth": 1.4}
         beside = BESIDE ** (index - (len(sets) - 1) / 2)
-        _, means, errors = zip(*(points.get(place, missing) for place in ticks), strict=True)
-        axis.errorbar([place * beside for place in ticks], means, yerr=errors, label=name, **style)
+        _, means, errors = zip(*(points.get(tick, missing) for tick in ticks), strict=True)
+        axis.errorbar([tick * beside for tick in ticks], means, yerr=errors, label=name, **style)
     axis.set_xscale("log")
     axis.set_xticks(list(ticks), labels=list(ticks.values()))
     axis.minorticks_off()

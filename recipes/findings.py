@@ -1,5 +1,6 @@
 """Findings as data: what is claimed, in which runs it would show, and by which test; then what was seen.
 
+    methods: ['*all_reduce', '*codistilled']  # which look the same in all figures (recipes/figures.py: styles_of)
     findings:
       - id: 1
         title: Out of the box, two codistilled models are over-regularised
@@ -98,7 +99,7 @@ def read_findings(path: Path) -> list[Finding]:
     """
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
-        return [_finding(entry) for entry in values["findings"]]
+        return [_finding(entry, values.get("methods", [])) for entry in values["findings"]]
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path} is not a list of findings as recipes/findings.py describes it: {error}") from error
 
@@ -110,7 +111,7 @@ def read_aliases(path: Path, datasets: Iterable[str]) -> dict[str, str]:
     return {alias: arm for name in datasets for alias, arm in by_dataset.get(name, {}).items()}
 
 
-def _finding(entry: Mapping[str, Any]) -> Finding:
+def _finding(entry: Mapping[str, Any], methods: list[str]) -> Finding:
     claims = [Claim(**claim) for claim in entry.get("claims", [])]
     for claim in claims:
         if claim.expect not in ("positive", "negative", *_WITH_MARGIN) or (claim.expect in _WITH_MARGIN) != bool(
@@ -119,7 +120,8 @@ def _finding(entry: Mapping[str, Any]) -> Finding:
             raise TypeError(f"claim {claim.text!r} expects positive, negative, or with a margin {_WITH_MARGIN}")
         if unknown := claim.measure_of.keys() - claim.contrast.keys():
             raise TypeError(f"claim {claim.text!r} has a measure of {sorted(unknown)}, which its contrast lacks")
-    return Finding(**{**entry, "id": str(entry["id"]), "claims": claims})
+    figures = [{"methods": methods, **figure} for figure in entry.get("figures", [])]
+    return Finding(**{**entry, "id": str(entry["id"]), "claims": claims, "figures": figures})
 
 
 def contrast_by_seed(table: pandas.DataFrame, claim: Claim) -> pandas.Series:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from recipes import tables
-from recipes.figures import draw_by, draw_curves, mean_curve
+from recipes.figures import STYLES, draw_by, draw_curves, mean_curve, styles_of
 from recipes.frames import Runs, load_runs
 from recipes.runs import write_raw_summary
 from tests.recipes.made_up import UPDATES, write_run
@@ -134,9 +134,25 @@ def test_a_figure_has_a_line_of_its_own_for_each_arm(runs: Path) -> None:
         assert list(line.get_xdata()) == list(UPDATES)
 
 
-def test_lines_differ_in_style_and_marker() -> None:
-    from recipes.figures import STYLES
+def test_a_method_looks_the_same_in_all_figures() -> None:
+    methods = ["*all_reduce", "*all_reduce_adjusted", "*codistilled"]
+    assert styles_of(["all_reduce", "codistilled", "alone", "all_reduce_adjusted"], methods) == [0, 2, 3, 1]
+    assert styles_of(["n3_codistilled", "x"], methods) == [2, 3]
+    assert styles_of(["k1_codistilled", "k2_codistilled", *"abcdefgh"], methods) == [2, 3, 4, 5, 6, 7, 0, 1, 8, 9]
+    assert styles_of("abc", ()) == [0, 1, 2]
 
+
+def test_lines_are_drawn_in_the_style_of_their_method(runs: Path) -> None:
+    loaded = load_runs(runs / "runs")
+    curves = draw_curves(loaded, keys=["train/loss"], arms=["one", "two"], methods=["two", "one"])
+    by = draw_by(loaded, x="lr", y="top1", lines={"named otherwise": "two*"}, methods=["three", "two*"])
+    assert curves is not None and by is not None
+    first, second = (line.get_marker() for line in curves.axes[0].get_lines())
+    assert (second, first) == tuple(style["marker"] for style in STYLES[:2])
+    assert by.axes[0].containers[0].lines[0].get_marker() == STYLES[1]["marker"]
+
+
+def test_lines_differ_in_style_and_marker() -> None:
     assert len({(str(style["linestyle"]), style["marker"]) for style in STYLES}) == len(STYLES)
     assert len({style["marker"] for style in STYLES}) == len(STYLES)
 
