@@ -2,11 +2,13 @@
 
 import fcntl
 import json
+import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from codistill_ext.exchange.wire.whole_files import write_text
@@ -88,9 +90,9 @@ class RunLog:
                 board.describe(values)
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
-        """Write ``summary.json``; the job's first rank does it."""
+        """Write ``summary.json``, with what the run was made with beside ``values``; the job's first rank does it."""
         if self.groups.rank == 0:
-            self._write("summary.json", json.dumps(values, indent=2) + "\n")
+            self._write("summary.json", json.dumps({**values, "environment": environment()}, indent=2) + "\n")
 
     def _write(self, name: str, text: str) -> None:
         with writing(self._job_dir / name):
@@ -100,3 +102,15 @@ class RunLog:
         """All models have written all of their values."""
         if self._follower is not None:
             self._follower.close()
+
+
+def environment() -> dict[str, Any]:
+    """What the same options need besides to give the same bits again: versions, this rank's processor, its threads."""
+    cpu = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "processor": torch.cuda.get_device_name() if on_cuda else cpu,
+        "threads": torch.get_num_threads(),
+    }

@@ -1,12 +1,14 @@
 """Two models of one job are one run of TensorBoard and of W&B."""
 
 import json
+import platform
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from codistill_ext.errors import Mistake
@@ -114,3 +116,14 @@ def test_a_project_without_wandb_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(Mistake, match="needs wandb .*: pip install wandb, or leave --wandb-project out"):
         RunLog(tmp_path, _groups(0), wandb_project="texts")
+
+
+def test_a_summary_says_what_the_run_was_made_with(tmp_path: Path) -> None:
+    for index in reversed(range(2)):
+        RunLog(tmp_path, _groups(index)).write_summary({"model": index})
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    environment = summary.pop("environment")
+    assert summary == {"model": 0}, "model 1's ranks are not the job's first"
+    assert (environment["torch"], environment["threads"]) == (torch.__version__, torch.get_num_threads())
+    assert environment["python"] == platform.python_version()
+    assert torch.backends.cpu.get_cpu_capability() in environment["processor"]
