@@ -16,6 +16,7 @@ from codistill_ext.job.randomness import random_states
 from codistill_ext.job.resume import Saved, agree, make_current
 from codistill_ext.job.storage import load_whole, previous_path, save_checkpoint, save_whole, writing
 from vision.datasets import Data
+from vision.models import STRIDE_BEFORE
 from vision.options import plain_options
 
 # What must be the same for a resumed run to be the same run.
@@ -27,7 +28,7 @@ _FIXED = (
 ).split()
 _FIXED_IN_TESTS = ("dataset", "model", "stride_in", "classes")
 # What a checkpoint was made with that is older than the option.
-BEFORE = {"stride_in": "3x3", "opt": "sgd_nesterov"}
+BEFORE = {"stride_in": STRIDE_BEFORE, "opt": "sgd_nesterov"}
 
 
 def checkpoint_path(directory: Path, model_index: int) -> Path:

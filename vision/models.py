@@ -21,6 +21,7 @@ _SIZED = ("vit_",)
 INITS = ("goyal", "zero-gamma", "small-classifier", "torchvision")
 # The convolution of a bottleneck that has its stride: after Goyal et al., section 5.1, or after He et al.
 STRIDES = ("3x3", "1x1")
+STRIDE_BEFORE = "3x3"  # of checkpoints and descriptions that are older than the option
 _BASIC = ("resnet18", "resnet34")
 # ResNets that torchvision's class builds but torchvision does not name.
 _RESNETS: dict[str, dict[str, Any]] = {
@@ -139,7 +140,7 @@ def build_described(description: ModelDescription, *, num_classes: int) -> nn.Mo
         raise ValueError(f"the peer's model {description.name} has {classes!r} classes, this one {num_classes}")
     if not isinstance(sizes, list) or not sizes or not all(type(size) is int and 0 < size < 4096 for size in sizes):
         raise ValueError(f"the peer's model {description.name} has pictures of sizes {sizes!r}: not a list of sizes")
-    stride_in = description.values.get("stride_in", "3x3")
+    stride_in = description.values.get("stride_in", STRIDE_BEFORE)
     if stride_in not in STRIDES:
         raise ValueError(f"the peer's model {description.name} has its stride in {stride_in!r}: not in 3x3 or 1x1")
     return build_model(description.name, num_classes=num_classes, image_sizes=sizes, stride_in=str(stride_in))
